@@ -1,0 +1,129 @@
+// The one matrix product of the engine: C[M, 2 vectors] = init + A[M, K] * B, with B packed in panels.
+//
+// A panel is two vectors wide and holds K units of each column in the order the inner loop reads them:
+// [K][2 * lanes]. The inner tile keeps kTileRows x 2 accumulators in registers; each unit of A is
+// broadcast against both vectors of B. K is cut so that a panel's cut stays in the L1 cache while all
+// row tiles pass over it.
+#pragma once
+#include "simd.h"
+
+namespace fusedlstm::cpu {
+namespace {
+
+constexpr int kTileRows = FUSEDLSTM_TILE_ROWS;
+
+// Bytes of a panel that stay in L1 beside a tile's rows of A.
+constexpr int kPanelCutBytes = 32 * 1024;
+
+template <class E>
+constexpr int kPanel = 2 * kLanes<E>;  // columns of a panel
+
+// Left operand: unit (r, k) is at a[r * row_stride + k * k_stride].
+template <class E>
+struct Left {
+  const typename E::Unit* a;
+  int64_t row_stride;
+};
+
+// Result: row r has its two vectors at c[r * row_stride] and c[r * row_stride + vector_stride].
+template <class Acc>
+struct Result {
+  Acc* c;
+  int64_t row_stride;
+  int64_t vector_stride;
+};
+
+// kPacked: A is [K][kRows] instead of rows of K.
+template <class E, int kRows, bool kPacked>
+void tile(Left<E> left, const typename E::Unit* b, int64_t K, Result<typename E::Acc> out,
+          Result<const typename E::Acc> init) {
+  using V = AccVector<E>;
+  using D = Dot<E>;
+  // Few rows leave the multipliers waiting for their own results: spread K over more accumulators.
+  constexpr int kSplit = kRows >= 4 ? 1 : kRows >= 2 ? 2 : 4;
+  V acc[kSplit][kRows][2] = {};
+  if (init.c) {
+    FUSEDLSTM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      acc[0][r][0] = load<V>(init.c + r * init.row_stride);
+      acc[0][r][1] = load<V>(init.c + r * init.row_stride + init.vector_stride);
+    }
+  }
+  const typename E::Unit* rows[(kRows + 3) / 4];  // every fourth row: the others by scaled addressing
+  const int64_t stride = kPacked ? 1 : left.row_stride;
+  FUSEDLSTM_UNROLL
+  for (int r = 0; r < kRows; r += 4) rows[r / 4] = left.a + r * stride;
+  const int64_t stride3 = 3 * stride;
+  const int64_t offsets[4] = {0, stride, 2 * stride, stride3};
+
+  const auto step = [&](int split, int64_t k) __attribute__((always_inline)) {
+    const auto b0 = D::read_b(b + k * kPanel<E>);
+    const auto b1 = D::read_b(b + k * kPanel<E> + kLanes<E>);
+    FUSEDLSTM_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const auto a = D::read_a(kPacked ? left.a + k * kRows + r : rows[r / 4] + offsets[r % 4] + k);
+      D::step(acc[split][r][0], a, b0);
+      D::step(acc[split][r][1], a, b1);
+    }
+  };
+  int64_t k = 0;
+  for (; k + kSplit <= K; k += kSplit) {
+    FUSEDLSTM_UNROLL
+    for (int split = 0; split < kSplit; ++split) step(split, k + split);
+  }
+  for (; k < K; ++k) step(0, k);
+
+  FUSEDLSTM_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    FUSEDLSTM_UNROLL
+    for (int split = 1; split < kSplit; ++split) {
+      acc[0][r][0] += acc[split][r][0];
+      acc[0][r][1] += acc[split][r][1];
+    }
+    store(out.c + r * out.row_stride, acc[0][r][0]);
+    store(out.c + r * out.row_stride + out.vector_stride, acc[0][r][1]);
+  }
+}
+
+template <class E>
+using Tile = void (*)(Left<E>, const typename E::Unit*, int64_t, Result<typename E::Acc>, Result<const typename E::Acc>);
+
+template <class E, bool kPacked, int... kRows>
+constexpr auto make_tiles(std::integer_sequence<int, kRows...>) {
+  return std::array<Tile<E>, sizeof...(kRows)>{tile<E, kRows + 1, kPacked>...};
+}
+
+// kTiles[r - 1] computes r rows.
+template <class E, bool kPacked>
+constexpr auto kTiles = make_tiles<E, kPacked>(std::make_integer_sequence<int, kTileRows>{});
+
+// M rows in as few tiles as possible, all of nearly the same height.
+struct RowTiles {
+  int64_t M, count;
+  explicit RowTiles(int64_t rows) : M(rows), count((rows + kTileRows - 1) / kTileRows) {}
+  int64_t begin(int64_t i) const { return M * i / count; }
+};
+
+// K counts units. With init.c null the product starts from zero.
+template <class E>
+void product(int64_t M, int64_t K, Left<E> left, const typename E::Unit* b, Result<typename E::Acc> out,
+             Result<const typename E::Acc> init) {
+  constexpr int64_t kCut = kPanelCutBytes / (kPanel<E> * sizeof(typename E::Unit));
+  const RowTiles tiles(M);
+  const int64_t cuts = K > kCut ? (K + kCut - 1) / kCut : 1;
+  for (int64_t cut = 0; cut < cuts; ++cut) {
+    const int64_t k0 = K * cut / cuts, k1 = K * (cut + 1) / cuts;
+    for (int64_t i = 0; i < tiles.count; ++i) {
+      const int64_t r0 = tiles.begin(i), rows = tiles.begin(i + 1) - r0;
+      const Result<typename E::Acc> target{out.c + r0 * out.row_stride, out.row_stride, out.vector_stride};
+      Result<const typename E::Acc> start{target.c, target.row_stride, target.vector_stride};
+      if (cut == 0)
+        start = {init.c ? init.c + r0 * init.row_stride : nullptr, init.row_stride, init.vector_stride};
+      kTiles<E, false>[rows - 1]({left.a + r0 * left.row_stride + k0, left.row_stride},
+                                 b + k0 * kPanel<E>, k1 - k0, target, start);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fusedlstm::cpu
