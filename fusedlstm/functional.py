@@ -1,23 +1,19 @@
-"""The LSTM as a function: checks its arguments, chooses the backend once, then runs layer after layer."""
+"""The LSTM as functions: check the arguments, choose the backend once, run layer after layer."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .backends import Spec, resolve
-from .ops import layer_fwd
+from .ops import run_layer
 
 States = tuple[Tensor, Tensor]
-
-
-@functools.lru_cache(maxsize=1024)
-def _cached_resolve(backend: str, *fields: object) -> str:
-    return resolve(Spec(*fields), backend)  # type: ignore[arg-type]
 
 
 def lstm(
@@ -33,68 +29,235 @@ def lstm(
     batch_first: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor | PackedSequence, States]:
-    """Runs a stack of LSTM layers over a batch of sequences."""
+    """Runs a stack of LSTM layers over a batch of sequences.
+
+    Args:
+        input: [T, B, I], [B, T, I] with batch_first, [T, I] for one sequence, or a PackedSequence; or int64 ids
+            without the last dimension, which stand for one-hot rows of width I.
+        hx: first states h0 [L*D, B, P] and c0 [L*D, B, H], without B for one sequence; None means zeros.
+        weights: per layer and direction w_ih [4H, I or D*P], w_hh [4H, P], then b_ih and b_hh [4H] with bias, then
+            w_hr [P, H] with projection: the order of torch.nn.LSTM.
+        bias: weights include biases.
+        num_layers: L.
+        dropout: probability to zero an output of a layer that feeds another one, while training.
+        training: apply dropout.
+        bidirectional: D = 2 directions instead of 1.
+        batch_first: input and output have B before T; the states do not.
+        backend: "auto", or the name of the backend that must serve the call.
+
+    Returns:
+        y [T, B, D*P] in the input's layout, and (h_n [L*D, B, P], c_n [L*D, B, H]).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument of the wrong type, dtype, shape or device; a backend that
+            cannot serve the call.
+        IndexError: ids outside 0 <= id < I.
+    """
     if isinstance(input, PackedSequence):
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is not None and sorted_indices is not None:
-            hx = (hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices))
+        x, batch_sizes, sorted_indices, unsorted_indices = input
+        ids = _is_ids(x, weights[0])
+        if x.dim() != 2 - ids:
+            raise RuntimeError(f"input.data must have {2 - ids} dimensions, got {x.dim()}")
+        if hx is not None:
+            _check_pair(hx)
+            if sorted_indices is not None:
+                hx = hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices)
         y, h_n, c_n = _stack(
-            data, batch_sizes, len(batch_sizes), int(batch_sizes[0]), hx, weights,
-            bias, num_layers, dropout if training else 0.0, bidirectional, backend,
+            x, batch_sizes, len(batch_sizes), int(batch_sizes[0]), hx, weights,
+            bias, num_layers, dropout, training, bidirectional, backend,
         )  # fmt: skip
         if unsorted_indices is not None:
             h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
-    width = int(input.is_floating_point())  # ids have no feature dimension
-    batched = input.dim() == 2 + width
+
+    ids = _is_ids(input, weights[0])
+    batched = input.dim() == 3 - ids
     if not batched:
+        if input.dim() != 2 - ids:
+            raise ValueError(f"input must be {'1D or 2D ids' if ids else '2D or 3D'}, got {input.dim()}D")
         input = input.unsqueeze(1)
-        hx = hx and (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
     elif batch_first:
         input = input.transpose(0, 1)
-    T, B = input.shape[:2]
+    if hx is not None:
+        _check_pair(hx, 3 if batched else 2)
+        hx = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+    T, B = input.shape[0], input.shape[1]
+    if T == 0:
+        raise RuntimeError("input must have at least one step (T > 0), got T = 0")
     y, h_n, c_n = _stack(
-        input.reshape(T * B, *input.shape[2:]), None, T, B, hx, weights,
-        bias, num_layers, dropout if training else 0.0, bidirectional, backend,
+        input.reshape(T * B) if ids else input.reshape(T * B, input.shape[2]), None, T, B, hx, weights,
+        bias, num_layers, dropout, training, bidirectional, backend,
     )  # fmt: skip
-    y = y.view(T, B, y.shape[1])
     if not batched:
-        return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
+        return y, (h_n.squeeze(1), c_n.squeeze(1))
+    y = y.view(T, B, y.shape[1])
     return y.transpose(0, 1) if batch_first else y, (h_n, c_n)
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: States | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> States:
+    """Runs one step of an LSTM.
+
+    Args:
+        input: [B, I], or [I] for one sequence; or int64 ids without the last dimension.
+        hx: states h and c [B, H], or [H] for one sequence; None means zeros.
+        w_ih, w_hh, b_ih, b_hh: weights [4H, I], [4H, H] and biases [4H], both or none.
+        backend: "auto", or the name of the backend that must serve the call.
+
+    Returns:
+        h and c after the step, shaped as hx.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, IndexError: as lstm does.
+    """
+    ids = _is_ids(input, w_ih)
+    batched = input.dim() == 2 - ids
+    if not batched and input.dim() != 1 - ids:
+        raise ValueError(f"input must be {'0D or 1D ids' if ids else '1D or 2D'}, got {input.dim()}D")
+    if hx is not None:
+        _check_pair(hx)
+        for k, state in enumerate(hx):
+            if state.dim() not in (1, 2):
+                raise ValueError(f"hx[{k}] must be 1D or 2D, got {state.dim()}D")
+            if state.dim() != input.dim() + ids:
+                raise RuntimeError(f"hx[{k}] must be {input.dim() + ids}D for this input, got {state.dim()}D")
+        hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0)) if batched else (hx[0].view(1, 1, -1), hx[1].view(1, 1, -1))
+    x = input if batched else input.unsqueeze(0)
+    weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
+    _, h, c = _stack(x, None, 1, x.shape[0], hx, weights, len(weights) == 4, 1, 0.0, False, False, backend, cell=True)
+    return (h.squeeze(0), c.squeeze(0)) if batched else (h.view(-1), c.view(-1))
+
+
+def spec(
+    weights: Sequence[Tensor], T: int, B: int, *, bias: bool, num_layers: int, bidirectional: bool,
+    ids: bool, packed: bool, grad: bool,
+) -> Spec:  # fmt: skip
+    """What lstm would ask of a backend for these weights and sizes, under the present autocast."""
+    w_ih, w_hh = weights[0], weights[1]
+    return Spec(
+        w_ih.device.type, _storage_dtype(w_ih), T, B, w_ih.shape[1], w_ih.shape[0] // 4, w_hh.shape[1],
+        1 + bidirectional, num_layers, bias, ids, packed, grad,
+    )  # fmt: skip
 
 
 def _stack(
     x: Tensor, batch_sizes: Tensor | None, T: int, B: int, hx: States | None, weights: Sequence[Tensor],
-    bias: bool, num_layers: int, dropout: float, bidirectional: bool, backend: str,
+    bias: bool, num_layers: int, dropout: float, training: bool, bidirectional: bool, backend: str,
+    cell: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Runs all layers on time-major rows [N, I] or ids [N]; hx has B in dimension 1."""
     w_ih, w_hh = weights[0], weights[1]
+    ids = x.dim() == 1
     D = 2 if bidirectional else 1
-    H, P = w_ih.shape[0] // 4, w_hh.shape[1]
+    I, H, P = w_ih.shape[1], w_ih.shape[0] // 4, w_hh.shape[1]  # noqa: E741
+    if not ids and x.shape[1] != I:
+        raise RuntimeError(f"input.size(-1) must be input_size = {I}, got {x.shape[1]}")
+    if x.device != w_ih.device:
+        raise RuntimeError(f"input must be on the device of the weights, {w_ih.device}, got {x.device}: move one of them")
     if hx is None:
-        h0, c0 = w_ih.new_zeros(num_layers * D, B, P), w_ih.new_zeros(num_layers * D, B, H)
+        h0 = w_ih.new_zeros((num_layers * D, B, P))
+        c0 = h0 if P == H else w_ih.new_zeros((num_layers * D, B, H))
     else:
         h0, c0 = hx
+        _check_state(0, h0, (num_layers * D, B, P), w_ih)
+        _check_state(1, c0, (num_layers * D, B, H), w_ih)
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h0, c0, *weights))
-    name = _cached_resolve(
-        backend, w_ih.device.type, w_ih.dtype, T, B, w_ih.shape[1], H, P, D, num_layers, bias,
-        not x.is_floating_point(), batch_sizes is not None, grad,
-    )  # fmt: skip
+    dtype = _storage_dtype(w_ih)
+    # A cache is opaque to tracing, and symbolic sizes do not hash.
+    choose = _resolve if torch.compiler.is_compiling() else _resolve_cached
+    name = choose(
+        backend, w_ih.device.type, dtype, T, B, I, H, P, D, num_layers, bias, ids, batch_sizes is not None, grad
+    )
     if name == "torch":
-        if batch_sizes is not None:
-            return torch._VF.lstm(
-                x, batch_sizes, (h0, c0), list(weights), bias, num_layers, dropout, True, bidirectional
-            )
-        y, h_n, c_n = torch._VF.lstm(
-            x.view(T, B, -1), (h0, c0), list(weights), bias, num_layers, dropout, True, bidirectional, False
-        )
-        return y.reshape(T * B, -1), h_n, c_n
+        return _torch(x, batch_sizes, T, B, h0, c0, weights, bias, num_layers, dropout, training, bidirectional, cell)
+    if dtype != w_ih.dtype or (hx is not None and h0.dtype != dtype):
+        x = x if ids else x.to(dtype)
+        h0, c0, weights = h0.to(dtype), c0.to(dtype), [w.to(dtype) for w in weights]
+    if num_layers == 1:
+        return run_layer(x, batch_sizes, h0, c0, weights, grad, name)[:3]
     h_n, c_n = [], []
     count = len(weights) // num_layers
     for layer in range(num_layers):
-        if layer and dropout:
+        if layer and dropout and training:
             x = torch.nn.functional.dropout(x, dropout, True)
         states, w = slice(layer * D, layer * D + D), weights[layer * count : (layer + 1) * count]
-        x, h, c, _, _ = layer_fwd(x, batch_sizes, h0[states], c0[states], w, grad, name)
+        save = grad and any(t.requires_grad for t in (x, h0, c0, *w))
+        x, h, c, _, _ = run_layer(x, batch_sizes, h0[states], c0[states], w, save, name)
         h_n.append(h)
         c_n.append(c)
     return x, torch.cat(h_n), torch.cat(c_n)
+
+
+def _torch(
+    x: Tensor, batch_sizes: Tensor | None, T: int, B: int, h0: Tensor, c0: Tensor, weights: Sequence[Tensor],
+    bias: bool, num_layers: int, dropout: float, training: bool, bidirectional: bool, cell: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Hands all layers to torch, tensors as they came: under autocast torch casts by its own rules."""
+    if cell:
+        h, c = torch._VF.lstm_cell(x, (h0[0], c0[0]), *weights)
+        return h, h.unsqueeze(0), c.unsqueeze(0)
+    options = (bias, num_layers, dropout, training, bidirectional)
+    if batch_sizes is not None:
+        return torch._VF.lstm(x, batch_sizes, (h0, c0), list(weights), *options)
+    y, h_n, c_n = torch._VF.lstm(x.view(T, B, x.shape[1]), (h0, c0), list(weights), *options, False)
+    return y.reshape(T * B, y.shape[2]), h_n, c_n
+
+
+def _storage_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype to compute with: that of the weights, or autocast's, which leaves float64 alone as torch does."""
+    device = weight.device.type
+    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def _is_ids(x: Tensor, weight: Tensor) -> bool:
+    """Whether the input is ids; raises unless it is either that or of a dtype that goes with the weights."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(x).__name__}")
+    if x.dtype == weight.dtype:
+        return False
+    if x.dtype == torch.int64:
+        return True
+    if x.is_floating_point() and torch.is_autocast_enabled(weight.device.type):
+        return False
+    raise ValueError(
+        f"input must have the dtype of the weights, {weight.dtype} (or torch.int64 for ids), got {x.dtype}: "
+        f"convert the input with .to({weight.dtype}) or the module with .to({x.dtype})"
+    )
+
+
+def _check_pair(hx: States, dim: int = 0) -> None:
+    if len(hx) != 2:
+        raise RuntimeError(f"hx must be two states (h0, c0), got {len(hx)}")
+    for k, state in enumerate(hx):
+        if not isinstance(state, Tensor):
+            raise TypeError(f"hx[{k}] must be a Tensor, got {type(state).__name__}")
+        if dim and state.dim() != dim:
+            raise RuntimeError(f"hx[{k}] must be {dim}D for {'un' * (dim == 2)}batched input, got {state.dim()}D")
+
+
+def _check_state(k: int, state: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
+    if state.shape != shape:
+        raise RuntimeError(f"hx[{k}] must be [L*D, B, {'PH'[k]}] = {list(shape)}, got {list(state.shape)}")
+    if state.device != weight.device:
+        raise RuntimeError(f"hx[{k}] must be on the device of the weights, {weight.device}, got {state.device}")
+    if state.dtype != weight.dtype and not (
+        state.is_floating_point() and torch.is_autocast_enabled(weight.device.type)
+    ):
+        raise RuntimeError(f"hx[{k}] must have the dtype of the weights, {weight.dtype}, got {state.dtype}")
+
+
+def _resolve(backend: str, *fields: Any) -> str:
+    return resolve(Spec(*fields), backend)
+
+
+_resolve_cached = functools.lru_cache(maxsize=1024)(_resolve)

@@ -21,10 +21,11 @@ class LSTM(torch.nn.LSTM):
     def forward(  # type: ignore[override]
         self, input: Tensor | PackedSequence, hx: States | None = None
     ) -> tuple[Tensor | PackedSequence, States]:
+        p = self._parameters
         return lstm(
             input,
             hx,
-            [getattr(self, name) for name in self._flat_weights_names],
+            [p[name] if name in p else getattr(self, name) for name in self._flat_weights_names],
             bias=self.bias,
             num_layers=self.num_layers,
             dropout=self.dropout,

@@ -1,7 +1,8 @@
 """The ops fusedlstm::layer_fwd and fusedlstm::layer_bwd: one LSTM layer in all its directions, known to torch.
 
 layer_fwd returns y [N, D*P], h_n [D, B, P], c_n [D, B, H], and for the backward c [D, N, H] and gates [D, N, 4H].
-Rows are time-major and packed as in PackedSequence. backends/eager.py states the same contract in plain torch.
+Rows are time-major and packed as in PackedSequence. backends/eager.py states the same contract in plain torch,
+and takes the op's place where derivatives beyond the first are asked for, or tangents travel forward.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 
-from .backends import load
+from . import contract
+from .backends import accumulation, load
 
 _lib = torch.library.Library("fusedlstm", "DEF")
 _lib.define(
@@ -33,26 +37,26 @@ Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 Backward = tuple[Tensor, Tensor, Tensor, list[Tensor]]
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-def _without_autocast(function: Callable[..., Any], device: str, *args: Any) -> Any:
-    """Calls a backend with autocast off: its arithmetic has the dtypes of its contract, whoever calls."""
-    if not torch.is_autocast_enabled(device):
-        return function(*args)
-    with torch.autocast(device, enabled=False):
-        return function(*args)
+def run_layer(
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool, backend: str
+) -> Forward:
+    """Calls layer_fwd, past its autograd kernel (3 us in Python) where nothing can ask for a derivative."""
+    if (
+        save
+        or forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+    ):
+        return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend)
+    with torch._C._AutoDispatchBelowAutograd():
+        return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend)
 
 
 @torch.library.impl(_lib, "layer_fwd", "CompositeExplicitAutograd")
 def _layer_fwd(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool, backend: str
 ) -> Forward:
-    if not x.is_floating_point() and x.numel():
-        low, high = (int(bound) for bound in x.aminmax())
-        if low < 0 or high >= weights[0].shape[1]:
-            raise IndexError(f"ids must be in 0 <= id < I = {weights[0].shape[1]}, got {low if low < 0 else high}")
+    contract.check(x, batch_sizes, h0, c0, weights)
     return _without_autocast(
         load(backend).layer_forward,
         h0.device.type,
@@ -82,25 +86,33 @@ def _layer_bwd(
     needs_dw: bool,
     backend: str,
 ) -> Backward:
-    if y.numel() and not gates.numel():
-        raise RuntimeError("layer_bwd needs c and gates as layer_fwd(save=True) returns them, got empty ones")
+    contract.check(x, batch_sizes, h0, c0, weights)
+    contract.check_saved(dy, dh_n, dc_n, h0, c0, y, c, gates, x.shape[0])
     return _without_autocast(
         load(backend).layer_backward,
         h0.device.type,
-        _contiguous(dy),
-        _contiguous(dh_n),
-        _contiguous(dc_n),
+        None if dy is None else dy.contiguous(),
+        None if dh_n is None else dh_n.contiguous(),
+        None if dc_n is None else dc_n.contiguous(),
         x.contiguous(),
         batch_sizes,
         h0.contiguous(),
         c0.contiguous(),
         [w.contiguous() for w in weights],
-        y,
-        c,
-        gates,
+        y.contiguous(),
+        c.contiguous(),
+        gates.contiguous(),
         needs_dx,
         needs_dw,
     )
+
+
+def _without_autocast(function: Callable[..., Any], device: str, *args: Any) -> Any:
+    """Calls a backend with autocast off: its arithmetic has the dtypes of its contract, whoever calls."""
+    if not torch.is_autocast_enabled(device):
+        return function(*args)
+    with torch.autocast(device, enabled=False):
+        return function(*args)
 
 
 @torch.library.register_fake("fusedlstm::layer_fwd", lib=_lib)
@@ -108,12 +120,11 @@ def _layer_fwd_fake(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool, backend: str
 ) -> Forward:
     (D, _, P), H, N = h0.shape, c0.shape[2], x.shape[0]
-    accumulation = torch.float64 if h0.dtype == torch.float64 else torch.float32
     return (
-        h0.new_empty(N, D * P),
+        h0.new_empty((N, D * P)),
         h0.new_empty(h0.shape),
         c0.new_empty(c0.shape),
-        h0.new_empty((D, N, H) if save else 0, dtype=accumulation),
+        h0.new_empty((D, N, H) if save else 0, dtype=accumulation(h0.dtype)),
         h0.new_empty((D, N, 4 * H) if save else 0),
     )
 
@@ -143,30 +154,146 @@ def _layer_bwd_fake(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: Forward) -> None:
-    x, batch_sizes, h0, c0, weights, _, backend = inputs
-    y, _, _, c, gates = output
-    ctx.save_for_backward(x, batch_sizes, h0, c0, y, c, gates, *weights)
-    ctx.mark_non_differentiable(c, gates)
-    ctx.set_materialize_grads(False)
-    ctx.backend = backend
+class _Layer(torch.autograd.Function):
+    """layer_fwd with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Callable[..., Forward], backend: str, *tensors: Tensor | None) -> Forward:  # type: ignore[override]
+        x, batch_sizes, h0, c0, *weights = tensors
+        y, h_n, c_n, c, gates = call(x, batch_sizes, h0, c0, weights, True, backend)
+        ctx.save_for_backward(*tensors, y, c, gates)
+        ctx.mark_non_differentiable(c, gates)
+        ctx.set_materialize_grads(False)
+        ctx.backend = backend
+        return y, h_n, c_n, c, gates
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: None) -> tuple:  # type: ignore[override]
+        x, batch_sizes, h0, c0, *weights, y, c, gates = ctx.saved_tensors
+        _, _, needs_dx, _, _, _, *needs_dweights = ctx.needs_input_grad
+        dx, dh0, dc0, dweights = layer_bwd(
+            dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, c, gates, needs_dx, any(needs_dweights), ctx.backend
+        )
+        return None, None, dx if needs_dx else None, None, dh0, dc0, *(dweights if any(needs_dweights) else [None] * len(weights))
 
 
-def _backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: None) -> tuple:
-    x, batch_sizes, h0, c0, y, c, gates, *weights = ctx.saved_tensors
-    needs_dx, _, needs_dh0, needs_dc0, needs_dweights, _, _ = ctx.needs_input_grad
-    dx, dh0, dc0, dweights = layer_bwd(
-        dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, c, gates, needs_dx, any(needs_dweights), ctx.backend
+class _LayerBackward(torch.autograd.Function):
+    """layer_bwd with its gradient, which differentiates the eager layer and its backward, whatever the backend."""
+
+    @staticmethod
+    def forward(ctx: Any, call: Callable[..., Backward], args: tuple, *tensors: Tensor | None) -> tuple:  # type: ignore[override]
+        dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights = tensors
+        y, c, gates, needs_dx, needs_dw, backend = args
+        dx, dh0, dc0, dweights = call(
+            dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, c, gates, needs_dx, needs_dw, backend
+        )
+        ctx.save_for_backward(*tensors)
+        ctx.wanted = needs_dx, needs_dw
+        return dx, dh0, dc0, *dweights
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple:  # type: ignore[override]
+        dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights = ctx.saved_tensors
+        eager = load("eager")
+        inputs = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "x": x, "h0": h0, "c0": c0, "weights": weights}
+        inputs = {k: v for k, v in inputs.items() if isinstance(v, list) or (v is not None and v.is_floating_point())}
+
+        def first(inputs: dict) -> tuple:
+            dy, dh_n, dc_n = (inputs.get(name) for name in ("dy", "dh_n", "dc_n"))
+            forward = inputs.get("x", x), batch_sizes, inputs["h0"], inputs["c0"], inputs["weights"]
+            y, _, _, c, gates = eager.layer_forward(*forward, True)
+            dx, dh0, dc0, dweights = eager.layer_backward(dy, dh_n, dc_n, *forward, y, c, gates, *ctx.wanted)
+            return dx, dh0, dc0, *dweights
+
+        (grads,) = torch.func.vjp(first, inputs)[1](cotangents)
+        return None, None, *(grads.get(k) for k in ("dy", "dh_n", "dc_n", "x")), None, *(
+            grads[k] for k in ("h0", "c0")
+        ), *grads["weights"]  # fmt: skip
+
+
+def _apply(function: type[torch.autograd.Function], op: Any, keyset: Any, *args: Any) -> tuple:
+    def call(*args: Any) -> Any:
+        # Function.forward turns both modes off for its own level; under torch.func others lie below.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return _below_autograd(op, keyset, *args)
+
+    # Function.apply would start torch.func's machinery anew; in a kernel, the dispatcher has already done its part.
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, function).apply(call, *args)  # type: ignore[misc]
+
+
+def _below_autograd(op: Any, keyset: Any, *args: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def _has_tangent(tensors: Sequence[Tensor | None]) -> bool:
+    return forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     )
-    return (
-        dx if needs_dx else None,
-        None,
-        dh0 if needs_dh0 else None,
-        dc0 if needs_dc0 else None,
-        [dw if needed else None for dw, needed in zip(dweights, needs_dweights, strict=True)],
-        None,
-        None,
-    )
 
 
-torch.library.register_autograd("fusedlstm::layer_fwd", _backward, setup_context=_setup_context, lib=_lib)
+def _needs_grad(tensors: Sequence[Tensor | None]) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _layer_fwd_autograd(
+    keyset: Any, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool,
+    backend: str,
+) -> Forward:  # fmt: skip
+    tensors = (x, h0, c0, *weights)
+    if _has_tangent(tensors):
+        return load("eager").layer_forward(x, batch_sizes, h0, c0, weights, save)
+    if _needs_grad(tensors):
+        return _apply(_Layer, layer_fwd, keyset, backend, x, batch_sizes, h0, c0, *weights)
+    return _below_autograd(layer_fwd, keyset, x, batch_sizes, h0, c0, weights, save, backend)
+
+
+def _layer_bwd_autograd(
+    keyset: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, x: Tensor, batch_sizes: Tensor | None,
+    h0: Tensor, c0: Tensor, weights: Sequence[Tensor], y: Tensor, c: Tensor, gates: Tensor, needs_dx: bool,
+    needs_dw: bool, backend: str,
+) -> Backward:  # fmt: skip
+    tensors = (dy, dh_n, dc_n, x, h0, c0, *weights)
+    rest = (y, c, gates, needs_dx, needs_dw)
+    if _has_tangent(tensors):
+        return load("eager").layer_backward(dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, *rest)
+    if _needs_grad(tensors):
+        dx, dh0, dc0, *dweights = _apply(
+            _LayerBackward, layer_bwd, keyset, (*rest, backend), dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights
+        )
+        return dx, dh0, dc0, dweights
+    return _below_autograd(layer_bwd, keyset, dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, *rest, backend)
+
+
+_lib.impl("layer_fwd", _layer_fwd_autograd, "Autograd", with_keyset=True)
+_lib.impl("layer_bwd", _layer_bwd_autograd, "Autograd", with_keyset=True)
+
+
+def _vmap_by_loop(op: Callable[..., Any]) -> Callable[..., Any]:
+    """A vmap rule that calls the op once per element of the mapped dimension and stacks what it returns."""
+
+    def pick(arg: Any, dim: Any, k: int) -> Any:
+        if isinstance(arg, (list, tuple)):
+            return [pick(a, d, k) for a, d in zip(arg, dim, strict=True)]
+        return arg if dim is None else arg.select(dim, k)
+
+    def stack(values: Sequence) -> Any:
+        if isinstance(values[0], Tensor):
+            return torch.stack(list(values))
+        return type(values[0])(stack(column) for column in zip(*values, strict=True))
+
+    def zeros(tree: Any) -> Any:
+        return 0 if isinstance(tree, Tensor) else type(tree)(zeros(t) for t in tree)
+
+    def rule(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        results = [
+            op(*(pick(arg, dim, k) for arg, dim in zip(args, in_dims, strict=True))) for k in range(info.batch_size)
+        ]
+        return stack(results), zeros(results[0])
+
+    return rule
+
+
+torch.library.register_vmap("fusedlstm::layer_fwd", _vmap_by_loop(layer_fwd), lib=_lib)
+torch.library.register_vmap("fusedlstm::layer_bwd", _vmap_by_loop(layer_bwd), lib=_lib)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -44,19 +44,22 @@ class Spec:
     grad: bool = False
 
 
-@functools.cache
+_loaded: dict[str, ModuleType | str] = {}
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of c and of a backend's arithmetic for a storage dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def _import(name: str) -> ModuleType | str:
     """The backend's module, or why it cannot be imported here."""
-    try:
-        if name == "cpu":
-            from . import cpu
-
-            return cpu
-        from . import eager
-
-        return eager
-    except ImportError as error:
-        return f"not available here: {error}"
+    if name not in _loaded:
+        try:
+            _loaded[name] = importlib.import_module(f"{__name__}.{name}")
+        except ImportError as error:
+            _loaded[name] = f"not available here: {error.name or error} is missing"
+    return _loaded[name]
 
 
 def load(name: str) -> ModuleType:

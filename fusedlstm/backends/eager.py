@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import Spec
+from . import Spec, accumulation
 
 
 class _Direction(NamedTuple):
@@ -33,11 +33,6 @@ class _Direction(NamedTuple):
 def supports(spec: Spec) -> str | None:
     """None for every real floating dtype, else the reason why not."""
     return None if spec.dtype.is_floating_point else f"needs a real floating dtype, got {spec.dtype}"
-
-
-def accumulation(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of c and of the arithmetic for a storage dtype."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def layer_forward(
@@ -61,13 +56,12 @@ def layer_forward(
         for d, direction in enumerate(_directions(weights, h0, c0))
     ]
     y, h_n, c_n, c, gates = (list(column) for column in zip(*outs, strict=True))
-    empty = x.new_empty(0, dtype=accumulation(h0.dtype))
     return (
         torch.cat(y, 1).to(h0.dtype),
         torch.stack(h_n).to(h0.dtype),
         torch.stack(c_n).to(h0.dtype),
-        torch.stack(c) if save else empty,
-        torch.stack(gates).to(h0.dtype) if save else empty.to(h0.dtype),
+        torch.stack(c) if save else h0.new_empty(0, dtype=accumulation(h0.dtype)),
+        torch.stack(gates).to(h0.dtype) if save else h0.new_empty(0),
     )
 
 
