@@ -137,10 +137,10 @@ def lstm_cell(
 
 
 def spec(
-    weights: Sequence[Tensor], T: int, B: int, *, bias: bool, num_layers: int, bidirectional: bool,
-    ids: bool, packed: bool, grad: bool,
+    weights: Sequence[Tensor], T: int, B: int, bias: bool, num_layers: int, bidirectional: bool, ids: bool,
+    packed: bool, grad: bool,
 ) -> Spec:  # fmt: skip
-    """What lstm would ask of a backend for these weights and sizes, under the present autocast."""
+    """Returns what a call with these weights and sizes asks of a backend, under the present autocast."""
     w_ih, w_hh = weights[0], weights[1]
     return Spec(
         w_ih.device.type, _storage_dtype(w_ih), T, B, w_ih.shape[1], w_ih.shape[0] // 4, w_hh.shape[1],

@@ -43,8 +43,8 @@ def run_layer(
     """Calls layer_fwd, past its autograd kernel (3 us in Python) where nothing can ask for a derivative."""
     if (
         save
-        or forward_ad._current_level >= 0
         or torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
     ):
         return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend)

@@ -1,4 +1,9 @@
-"""The registry of backends: which of them can serve a call, and which one does."""
+"""The registry of backends: which of them can serve a call, and which one does.
+
+A backend is a module beside this one with `supports(spec)`, `layer_forward` and `layer_backward`, imported when it is
+first asked for. `slower(spec)` is optional and says where torch was measured faster. "torch" is no module: it stands
+for torch's own LSTM, to which fusedlstm.functional hands the whole stack of layers.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +13,10 @@ from types import ModuleType
 
 import torch
 
-# What `auto` tries, first to last. A backend whose module defines `slower` may still yield its place to torch.
-ORDER = {"cpu": ("cpu", "torch", "eager")}
-ORDER_ELSEWHERE = ("torch", "eager")
 NAMES = ("cpu", "torch", "eager")
+_ORDER = {"cpu": ("cpu", "torch", "eager")}
+_ORDER_ELSEWHERE = ("torch", "eager")
+_loaded: dict[str, ModuleType | str] = {}
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,8 @@ class Spec:
         T: steps. B: sequences. I: input width of the first layer. H: hidden units.
         P: width of h (proj_size, or H without projection). D: directions. L: layers.
         bias: the weights include biases.
-        ids: the input is int64 ids, standing for one-hot rows of width I.
-        packed: sequences differ in length.
+        ids: the input is int64 ids, which stand for one-hot rows of width I.
+        packed: sequences may differ in length.
         grad: a backward pass may follow.
     """
 
@@ -44,77 +49,99 @@ class Spec:
     grad: bool = False
 
 
-_loaded: dict[str, ModuleType | str] = {}
-
-
 def accumulation(dtype: torch.dtype) -> torch.dtype:
     """The dtype of c and of a backend's arithmetic for a storage dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _import(name: str) -> ModuleType | str:
-    """The backend's module, or why it cannot be imported here."""
-    if name not in _loaded:
-        try:
-            _loaded[name] = importlib.import_module(f"{__name__}.{name}")
-        except ImportError as error:
-            _loaded[name] = f"not available here: {error.name or error} is missing"
-    return _loaded[name]
-
-
 def load(name: str) -> ModuleType:
-    """The module of a backend that is known to import."""
+    """Returns a backend's module, or raises ValueError with the reason why it cannot be imported here."""
     module = _import(name)
     if isinstance(module, str):
         raise ValueError(f"backend={name!r} is {module}")
     return module
 
 
-def why_not(name: str, spec: Spec) -> str | None:
-    """Why the backend cannot serve the call, or None when it can."""
-    if name == "torch":
-        return "torch's LSTM takes no ids: give it one-hot rows" if spec.ids else None
-    module = _import(name)
-    return module if isinstance(module, str) else module.supports(spec)
+def backends() -> dict[str, str | None]:
+    """Returns every backend's name, with None where it can be used here, else the reason why not."""
+    modules = {name: None if name == "torch" else _import(name) for name in NAMES}
+    return {name: module if isinstance(module, str) else None for name, module in modules.items()}
 
 
-def slower(name: str, spec: Spec) -> str | None:
-    """Why `auto` hands the call to torch although the backend could serve it, or None when it does not."""
-    if name == "torch" or spec.ids:
-        return None
-    module = _import(name)
-    return module.slower(spec) if hasattr(module, "slower") else None
-
-
-def order(device: str) -> tuple[str, ...]:
-    """The backends that `auto` tries on a device, first to last."""
-    return ORDER.get(device, ORDER_ELSEWHERE)
+def check_name(backend: str) -> None:
+    """Raises ValueError unless it is "auto" or the name of a backend."""
+    if backend != "auto" and backend not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(('auto', *NAMES))}, got {backend!r}")
 
 
 def resolve(spec: Spec, backend: str) -> str:
-    """Returns the name of the backend that serves the call.
+    """Returns the name of the backend that serves a call.
 
     Args:
         spec: what the call asks for.
-        backend: "auto", or one of NAMES, which then serves the call or raises.
+        backend: "auto", or the name of the backend that must serve it.
 
     Raises:
         ValueError: no such backend, or it cannot serve the call.
     """
+    check_name(backend)
     if backend == "auto":
-        for name in order(spec.device):
-            if why_not(name, spec) is None and slower(name, spec) is None:
+        for name in _candidates(spec.device):
+            if why_not(spec, name) is None and _slower(spec, name) is None:
                 return name
-        raise ValueError(f"no backend serves {spec}: {explain(spec)}")
-    if backend not in NAMES:
-        raise ValueError(f"backend must be 'auto' or one of {NAMES}, got {backend!r}")
-    reason = why_not(backend, spec)
+        raise ValueError("no backend serves this call: " + "; ".join(f"{n}: {r}" for n, r in reasons(spec).items()))
+    reason = why_not(spec, backend)
     if reason is not None:
-        raise ValueError(f"backend={backend!r} cannot serve this call: {reason}. backend='auto' picks one that can.")
+        raise ValueError(f"backend={backend!r} cannot serve this call: {reason}. backend='auto' takes one that can")
     return backend
 
 
-def backends() -> dict[str, str | None]:
-    """Every backend's name, with None where it can be used here, else the reason why not."""
-    found = {name: None if name == "torch" else _import(name) for name in NAMES}
-    return {name: module if isinstance(module, str) else None for name, module in found.items()}
+def why_not(spec: Spec, name: str) -> str | None:
+    """Returns why a backend cannot serve a call, or None when it can."""
+    if name == "torch":
+        return "torch's LSTM takes no ids; give it one-hot rows" if spec.ids else None
+    module = _import(name)
+    return module if isinstance(module, str) else module.supports(spec)
+
+
+def reasons(spec: Spec, backend: str = "auto") -> dict[str, str]:
+    """Returns for every backend either "runs" or why it does not."""
+    found: dict[str, str] = {}
+    chosen: str | None = None
+    candidates = _candidates(spec.device) if backend == "auto" else (backend,)
+    for name in (*candidates, *(n for n in NAMES if n not in candidates)):
+        reason = why_not(spec, name)
+        if reason is None and name not in candidates:
+            reason = f"auto does not try it on {spec.device}" if backend == "auto" else f"{backend!r} was asked for"
+        if reason is None and backend == "auto":
+            reason = _slower(spec, name)
+        if reason is None and chosen is not None:
+            reason = f"could serve, but {chosen!r} comes first"
+        if reason is None:
+            chosen = name
+        found[name] = reason or "runs"
+    return found
+
+
+def _candidates(device: str) -> tuple[str, ...]:
+    names = _ORDER.get(device, _ORDER_ELSEWHERE)
+    # torch.compile cannot differentiate torch's own LSTM; an op of ours goes through whole.
+    return tuple(n for n in names if n != "torch") if torch.compiler.is_compiling() else names
+
+
+def _slower(spec: Spec, name: str) -> str | None:
+    """Where torch can take the call and was measured faster: the backend's own words for it."""
+    if name == "torch" or why_not(spec, "torch") is not None or torch.compiler.is_compiling():
+        return None
+    module = _import(name)
+    return None if isinstance(module, str) or not hasattr(module, "slower") else module.slower(spec)
+
+
+def _import(name: str) -> ModuleType | str:
+    """A backend's module, or why it cannot be imported here."""
+    if name not in _loaded:
+        try:
+            _loaded[name] = importlib.import_module(f"{__name__}.{name}")
+        except ImportError as error:
+            _loaded[name] = f"not available here: {error.msg.partition(' (')[0]}"
+    return _loaded[name]
