@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .backends import check_name, reasons
-from .functional import spec
+from .functional import cell_backend, spec
 from .nn import LSTM, LSTMCell
 
 M = TypeVar("M", bound=torch.nn.Module)
@@ -57,7 +57,9 @@ def explain(module: LSTM | LSTMCell, x: Tensor | PackedSequence) -> str:
     packed = isinstance(x, PackedSequence)
     rows = x.data if isinstance(x, PackedSequence) else x
     ids = not rows.is_floating_point()
+    backend = module.backend
     if isinstance(module, LSTMCell):
+        backend = cell_backend(backend, module.weight_ih, ids)
         weights = [w for w in (module.weight_ih, module.weight_hh, module.bias_ih, module.bias_hh) if w is not None]
         T, B = 1, rows.shape[0] if rows.dim() == 2 - ids else 1
     else:
@@ -76,7 +78,7 @@ def explain(module: LSTM | LSTMCell, x: Tensor | PackedSequence) -> str:
     sizes = " ".join(f"{name}={getattr(asked, name)}" for name in ("T", "B", "I", "H", "P", "D", "L"))
     lines = [f"{type(module).__name__}: {str(asked.dtype).removeprefix('torch.')} on {asked.device}, {sizes}"]
     lines[0] += f" ({', '.join(options)})" if options else ""
-    return "\n".join(lines + [f"  {name:6} {reason}" for name, reason in reasons(asked, module.backend).items()])
+    return "\n".join(lines + [f"  {name:6} {reason}" for name, reason in reasons(asked, backend).items()])
 
 
 def _converted(
@@ -89,8 +91,9 @@ def _converted(
         new = done[module] = cls.__new__(cls)
         # Hooks stay one dict for both, so that handles of before still remove them.
         new.__dict__.update(module.__dict__)
-        for name in ("_parameters", "_buffers", "_modules"):
-            new.__dict__[name] = module.__dict__[name].copy()
+        for name in ("_parameters", "_buffers", "_modules", "_flat_weights"):
+            if name in module.__dict__:
+                new.__dict__[name] = module.__dict__[name].copy()
         new.backend = backend
     return done[module]
 

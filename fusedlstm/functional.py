@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,16 @@ from .backends import Spec, resolve
 from .ops import run_layer
 
 States = tuple[Tensor, Tensor]
+
+
+class Options(NamedTuple):
+    """The options of a stack of layers, as torch.nn.LSTM names them."""
+
+    bias: bool
+    num_layers: int = 1
+    dropout: float = 0.0
+    training: bool = False
+    bidirectional: bool = False
 
 
 def lstm(
@@ -53,24 +63,24 @@ def lstm(
             cannot serve the call.
         IndexError: ids outside 0 <= id < I.
     """
+    _check_count(weights, bias, num_layers, bidirectional)
+    options = Options(bias, num_layers, dropout, training, bidirectional)
     if isinstance(input, PackedSequence):
         x, batch_sizes, sorted_indices, unsorted_indices = input
-        ids = _is_ids(x, weights[0])
+        ids = _is_ids(x, weights[0], RuntimeError)
         if x.dim() != 2 - ids:
-            raise RuntimeError(f"input.data must have {2 - ids} dimensions, got {x.dim()}")
+            raise RuntimeError(f"input.data must be {2 - ids}D, got {x.dim()}D")
         if hx is not None:
             _check_pair(hx)
             if sorted_indices is not None:
                 hx = hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices)
-        y, h_n, c_n = _stack(
-            x, batch_sizes, len(batch_sizes), int(batch_sizes[0]), hx, weights,
-            bias, num_layers, dropout, training, bidirectional, backend,
-        )  # fmt: skip
+        T, B = len(batch_sizes), int(batch_sizes[0])
+        y, h_n, c_n = _stack(x, batch_sizes, T, B, hx, weights, options, backend)
         if unsorted_indices is not None:
             h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
 
-    ids = _is_ids(input, weights[0])
+    ids = _is_ids(input, weights[0], ValueError)
     batched = input.dim() == 3 - ids
     if not batched:
         if input.dim() != 2 - ids:
@@ -83,11 +93,9 @@ def lstm(
         hx = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
     T, B = input.shape[0], input.shape[1]
     if T == 0:
-        raise RuntimeError("input must have at least one step (T > 0), got T = 0")
-    y, h_n, c_n = _stack(
-        input.reshape(T * B) if ids else input.reshape(T * B, input.shape[2]), None, T, B, hx, weights,
-        bias, num_layers, dropout, training, bidirectional, backend,
-    )  # fmt: skip
+        raise RuntimeError("input must have at least one step, got T = 0")
+    x = input.reshape(T * B) if ids else input.reshape(T * B, input.shape[2])
+    y, h_n, c_n = _stack(x, None, T, B, hx, weights, options, backend)
     if not batched:
         return y, (h_n.squeeze(1), c_n.squeeze(1))
     y = y.view(T, B, y.shape[1])
@@ -118,7 +126,7 @@ def lstm_cell(
     Raises:
         TypeError, ValueError, RuntimeError, IndexError: as lstm does.
     """
-    ids = _is_ids(input, w_ih)
+    ids = _is_ids(input, w_ih, RuntimeError)
     batched = input.dim() == 2 - ids
     if not batched and input.dim() != 1 - ids:
         raise ValueError(f"input must be {'0D or 1D ids' if ids else '1D or 2D'}, got {input.dim()}D")
@@ -127,13 +135,20 @@ def lstm_cell(
         for k, state in enumerate(hx):
             if state.dim() not in (1, 2):
                 raise ValueError(f"hx[{k}] must be 1D or 2D, got {state.dim()}D")
-            if state.dim() != input.dim() + ids:
-                raise RuntimeError(f"hx[{k}] must be {input.dim() + ids}D for this input, got {state.dim()}D")
+            if state.dim() != 1 + batched:
+                raise RuntimeError(f"hx[{k}] must be {1 + batched}D for this input, got {state.dim()}D")
         hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0)) if batched else (hx[0].view(1, 1, -1), hx[1].view(1, 1, -1))
     x = input if batched else input.unsqueeze(0)
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
-    _, h, c = _stack(x, None, 1, x.shape[0], hx, weights, len(weights) == 4, 1, 0.0, False, False, backend, cell=True)
+    name = cell_backend(backend, w_ih, ids)
+    _, h, c = _stack(x, None, 1, x.shape[0], hx, weights, Options(len(weights) == 4), name, cell=True)
     return (h.squeeze(0), c.squeeze(0)) if batched else (h.view(-1), c.view(-1))
+
+
+def cell_backend(backend: str, weight: Tensor, ids: bool) -> str:
+    """Returns whom to ask for one step: under autocast "auto" leaves the choice of dtypes to torch, which mixes them."""
+    mixed = backend == "auto" and not ids and torch.is_autocast_enabled(weight.device.type)
+    return "torch" if mixed else backend
 
 
 def spec(
@@ -149,43 +164,53 @@ def spec(
 
 
 def _stack(
-    x: Tensor, batch_sizes: Tensor | None, T: int, B: int, hx: States | None, weights: Sequence[Tensor],
-    bias: bool, num_layers: int, dropout: float, training: bool, bidirectional: bool, backend: str,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    T: int,
+    B: int,
+    hx: States | None,
+    weights: Sequence[Tensor],
+    options: Options,
+    backend: str,
     cell: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     """Runs all layers on time-major rows [N, I] or ids [N]; hx has B in dimension 1."""
+    bias, L, dropout, training, bidirectional = options
     w_ih, w_hh = weights[0], weights[1]
-    ids = x.dim() == 1
-    D = 2 if bidirectional else 1
     I, H, P = w_ih.shape[1], w_ih.shape[0] // 4, w_hh.shape[1]  # noqa: E741
+    D, ids = 1 + bidirectional, x.dim() == 1
     if not ids and x.shape[1] != I:
         raise RuntimeError(f"input.size(-1) must be input_size = {I}, got {x.shape[1]}")
     if x.device != w_ih.device:
-        raise RuntimeError(f"input must be on the device of the weights, {w_ih.device}, got {x.device}: move one of them")
+        raise RuntimeError(f"input must be on the device of the weights, {w_ih.device}, got {x.device}: use .to()")
     if hx is None:
-        h0 = w_ih.new_zeros((num_layers * D, B, P))
-        c0 = h0 if P == H else w_ih.new_zeros((num_layers * D, B, H))
+        h0 = w_ih.new_zeros((L * D, B, P))
+        c0 = h0 if P == H else w_ih.new_zeros((L * D, B, H))
     else:
         h0, c0 = hx
-        _check_state(0, h0, (num_layers * D, B, P), w_ih)
-        _check_state(1, c0, (num_layers * D, B, H), w_ih)
+        _check_state(0, h0, (L * D, B, P), w_ih)
+        _check_state(1, c0, (L * D, B, H), w_ih)
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h0, c0, *weights))
     dtype = _storage_dtype(w_ih)
     # A cache is opaque to tracing, and symbolic sizes do not hash.
     choose = _resolve if torch.compiler.is_compiling() else _resolve_cached
-    name = choose(
-        backend, w_ih.device.type, dtype, T, B, I, H, P, D, num_layers, bias, ids, batch_sizes is not None, grad
-    )
+    name = choose(backend, w_ih.device.type, dtype, T, B, I, H, P, D, L, bias, ids, batch_sizes is not None, grad)
     if name == "torch":
-        return _torch(x, batch_sizes, T, B, h0, c0, weights, bias, num_layers, dropout, training, bidirectional, cell)
-    if dtype != w_ih.dtype or (hx is not None and h0.dtype != dtype):
+        # Tensors as they came: under autocast torch casts by its own rules.
+        if cell:
+            h, c = torch._VF.lstm_cell(x, (h0[0], c0[0]), *weights)
+            return h, h.unsqueeze(0), c.unsqueeze(0)
+        if batch_sizes is not None:
+            return torch._VF.lstm(x, batch_sizes, (h0, c0), list(weights), *options)
+        y, h_n, c_n = torch._VF.lstm(x.view(T, B, I), (h0, c0), list(weights), *options, False)
+        return y.reshape(T * B, D * P), h_n, c_n
+    if torch.is_autocast_enabled(w_ih.device.type):
         x = x if ids else x.to(dtype)
         h0, c0, weights = h0.to(dtype), c0.to(dtype), [w.to(dtype) for w in weights]
-    if num_layers == 1:
+    if L == 1:
         return run_layer(x, batch_sizes, h0, c0, weights, grad, name)[:3]
-    h_n, c_n = [], []
-    count = len(weights) // num_layers
-    for layer in range(num_layers):
+    h_n, c_n, count = [], [], len(weights) // L
+    for layer in range(L):
         if layer and dropout and training:
             x = torch.nn.functional.dropout(x, dropout, True)
         states, w = slice(layer * D, layer * D + D), weights[layer * count : (layer + 1) * count]
@@ -196,21 +221,6 @@ def _stack(
     return x, torch.cat(h_n), torch.cat(c_n)
 
 
-def _torch(
-    x: Tensor, batch_sizes: Tensor | None, T: int, B: int, h0: Tensor, c0: Tensor, weights: Sequence[Tensor],
-    bias: bool, num_layers: int, dropout: float, training: bool, bidirectional: bool, cell: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Hands all layers to torch, tensors as they came: under autocast torch casts by its own rules."""
-    if cell:
-        h, c = torch._VF.lstm_cell(x, (h0[0], c0[0]), *weights)
-        return h, h.unsqueeze(0), c.unsqueeze(0)
-    options = (bias, num_layers, dropout, training, bidirectional)
-    if batch_sizes is not None:
-        return torch._VF.lstm(x, batch_sizes, (h0, c0), list(weights), *options)
-    y, h_n, c_n = torch._VF.lstm(x.view(T, B, x.shape[1]), (h0, c0), list(weights), *options, False)
-    return y.reshape(T * B, y.shape[2]), h_n, c_n
-
-
 def _storage_dtype(weight: Tensor) -> torch.dtype:
     """The dtype to compute with: that of the weights, or autocast's, which leaves float64 alone as torch does."""
     device = weight.device.type
@@ -219,7 +229,7 @@ def _storage_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
-def _is_ids(x: Tensor, weight: Tensor) -> bool:
+def _is_ids(x: Tensor, weight: Tensor, wrong: type[Exception]) -> bool:
     """Whether the input is ids; raises unless it is either that or of a dtype that goes with the weights."""
     if not isinstance(x, Tensor):
         raise TypeError(f"input must be a Tensor or a PackedSequence, got {type(x).__name__}")
@@ -229,10 +239,20 @@ def _is_ids(x: Tensor, weight: Tensor) -> bool:
         return True
     if x.is_floating_point() and torch.is_autocast_enabled(weight.device.type):
         return False
-    raise ValueError(
+    raise wrong(
         f"input must have the dtype of the weights, {weight.dtype} (or torch.int64 for ids), got {x.dtype}: "
         f"convert the input with .to({weight.dtype}) or the module with .to({x.dtype})"
     )
+
+
+def _check_count(weights: Sequence[Tensor], bias: bool, num_layers: int, bidirectional: bool) -> None:
+    each, rest = divmod(len(weights), num_layers * (1 + bidirectional))
+    few = 4 if bias else 2
+    if rest or each not in (few, few + 1):
+        raise RuntimeError(
+            f"weights must be {few} (with projection {few + 1}) for each of {num_layers} layers and "
+            f"{1 + bidirectional} directions, got {len(weights)}"
+        )
 
 
 def _check_pair(hx: States, dim: int = 0) -> None:
