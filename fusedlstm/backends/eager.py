@@ -193,7 +193,7 @@ def _previous(steps: Sequence[Tensor], first: Tensor, reverse: bool) -> list[Ten
 def _input_weight_gradient(dgates: Tensor, x: Tensor, w_ih: Tensor) -> Tensor:
     if x.is_floating_point():
         return dgates.t() @ x.to(dgates.dtype)
-    return torch.ops.aten.embedding_dense_backward(dgates, x, w_ih.shape[1], -1, False).t()
+    return torch.ops.aten.embedding_dense_backward(dgates, x, w_ih.shape[1], -1, False).t().contiguous()
 
 
 def _in_time(steps: Sequence, reverse: bool) -> list:
