@@ -1,0 +1,7 @@
+"""`python -m fusedlstm`: the command line."""
+
+import sys
+
+from fusedlstm.cli import main
+
+sys.exit(main())

@@ -1,0 +1,223 @@
+"""The trainer: it learns, it carries the state, and a resumed run is bit for bit the one that never stopped."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from fusedlstm.charlm import checkpoint
+from fusedlstm.charlm.corpus import Corpus
+from fusedlstm.charlm.report import Report, bits
+from fusedlstm.charlm.sample import load_model, write
+from fusedlstm.charlm.settings import CharLMError, Settings
+from fusedlstm.charlm.train import Run, train
+
+FOX = "The quick brown fox jumps over the lazy dog.\n"
+LINES = b"".join(b"%d bottles of beer on the wall\n" % n for n in range(100, 0, -1))
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    file = tmp_path / "beer.txt"
+    file.write_bytes(LINES)
+    return file
+
+
+def tiny(file: Path | str = "", **changes: Any) -> Settings:
+    values: dict[str, Any] = {
+        "rnn_size": 12,
+        "batch_size": 4,
+        "seq_length": 10,
+        "steps": 12,
+        "sample_length": 20,
+    }
+    return Settings(file=str(file), **(values | {"dtype": "float32"} | changes))
+
+
+def test_it_learns_a_text_by_heart(tmp_path: Path) -> None:
+    file = tmp_path / "fox.txt"
+    file.write_text(FOX * 60)
+    settings = tiny(
+        file, rnn_size=32, seq_length=15, learning_rate=0.01, steps=400, out=str(tmp_path / "run")
+    )
+    last = checkpoint.load(train(settings)).metrics[-1]
+    assert last["step"] == 400 and bits(last["train"]) < 0.1
+    assert "".join(write(*load_model(tmp_path / "run"), b"The quick", 81, 0.0)) == FOX * 2
+
+
+def stop_after(steps: int) -> Any:
+    """An answer to `stop` that ends a run after so many steps."""
+    asked = iter(range(steps))
+    return lambda: next(asked, None) is None
+
+
+# 3,192 characters in 4 streams are 75 chunks of 10: 73 + 6 steps begin the text anew in between.
+@pytest.mark.parametrize(
+    "changes, n, m",
+    [
+        ({}, 5, 7),
+        ({"dropout": 0.5, "num_layers": 2}, 5, 7),
+        ({"optimizer": "rmsprop", "dropout": 0.3}, 1, 3),
+        ({"dtype": "bfloat16", "dropout": 0.2}, 4, 4),
+        ({"num_layers": 1}, 73, 6),
+        ({"save_every": 3}, 6, 3),
+    ],
+)
+def test_n_and_m_steps_are_n_plus_m(tmp_path: Path, text: Path, changes: Any, n: int, m: int) -> None:
+    settings = tiny(text, **{"steps": n + m} | changes)
+    at_once = checkpoint.load(train(replace(settings, out=str(tmp_path / "once"))))
+    folder = train(replace(settings, out=str(tmp_path / "twice")), stop=stop_after(n))
+    between = checkpoint.load(folder)
+    assert between.step == n
+    torch.rand(5)  # what else happens in the process does not matter
+    train(between.settings, str(folder))
+    in_two = checkpoint.load(folder)
+    assert at_once.step == in_two.step == n + m
+    torch.testing.assert_close(in_two.tensors, at_once.tensors, rtol=0, atol=0)
+    assert in_two.metrics[-1]["val"] == at_once.metrics[-1]["val"]
+    assert not torch.equal(between.tensors["model.decoder.weight"], in_two.tensors["model.decoder.weight"])
+
+
+def test_the_state_is_carried_and_starts_anew_with_the_text() -> None:
+    run = Run(tiny(learning_rate=1e-30), Corpus.from_bytes("x", LINES))
+    per_pass = run.streams.n // 10
+    with torch.no_grad():
+        expected = run.model(run.streams.chunk(0, 30)[0])[1]
+    for _ in range(3):
+        run.advance()
+    assert run.state is not None
+    torch.testing.assert_close(run.state, expected)
+    for _ in range(per_pass - 3):
+        run.advance()
+    first = run.advance()  # the first chunk again, from zeros: the loss it began with
+    again = Run(tiny(learning_rate=1e-30), Corpus.from_bytes("x", LINES)).advance()
+    assert first == pytest.approx(again, rel=1e-6)
+
+
+def test_training_sees_every_chunk_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def record(model: Any, optimizer: Any, x: torch.Tensor, y: torch.Tensor, *rest: Any) -> Any:
+        seen.append(x)
+        return 1.0, (torch.zeros(1), torch.zeros(1))
+
+    monkeypatch.setattr("fusedlstm.charlm.train.train_step", record)
+    run = Run(tiny(), Corpus.from_bytes("x", LINES))
+    per_pass = run.streams.n // 10
+    for _ in range(per_pass + 1):
+        run.advance()
+    ids = torch.cat(seen[:-1])
+    assert torch.equal(ids, run.streams.rows[: len(ids)].long()) and torch.equal(seen[-1], seen[0])
+
+
+def test_the_learning_rate_falls_along_a_cosine() -> None:
+    run = Run(tiny(steps=8, learning_rate=0.4), Corpus.from_bytes("x", LINES))
+    rates = []
+    for _ in range(8):
+        run.advance()
+        rates.append(run.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.2 * (1 + math.cos(math.pi * step / 8)) for step in range(8)])
+
+
+def test_minutes_end_a_run_by_the_clock(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(np.arange(0, 10_000, 0.25))
+    monkeypatch.setattr("fusedlstm.charlm.train.time.monotonic", lambda: float(next(now)))
+    folder = train(tiny(text, steps=None, minutes=0.1, out=str(tmp_path / "run")))
+    first = checkpoint.load(folder)
+    assert 6 <= first.seconds < 8 and first.step > 3
+    train(replace(first.settings, minutes=0.2), str(folder))
+    second = checkpoint.load(folder)
+    assert 12 <= second.seconds < 14 and second.step > first.step
+
+
+def test_samples_validation_and_checkpoints_come_early_then_regularly(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(tiny(text, rnn_size=2, steps=620, save_every=250, out=str(tmp_path / "run")))
+    loaded = checkpoint.load(folder)
+    assert [m["step"] for m in loaded.metrics] == [100, 200, 250, 500, 620]
+    assert all(math.isfinite(m["train"]) and math.isfinite(m["val"]) for m in loaded.metrics)
+    shown = capsys.readouterr().out
+    assert shown.count("bits/char: train") == 5 and f"fusedlstm sample {folder}" in shown
+
+
+def test_a_sample_does_not_change_the_training(tmp_path: Path, text: Path) -> None:
+    often = train(tiny(text, dropout=0.5, save_every=2, out=str(tmp_path / "often")))
+    never = train(tiny(text, dropout=0.5, sample_length=0, out=str(tmp_path / "never")))
+    expected = checkpoint.load(never).tensors
+    torch.testing.assert_close(checkpoint.load(often).tensors, expected, rtol=0, atol=0)
+
+
+def test_a_short_text_shrinks_length_and_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "short.txt"
+    file.write_bytes(b"hello")
+    folder = train(Settings(file=str(file), rnn_size=4, steps=3, out=str(tmp_path / "run")))
+    saved = checkpoint.load(folder)
+    assert (saved.settings.batch_size, saved.settings.seq_length) == (1, 4)
+    assert "val" not in saved.metrics[-1]
+    assert "short is short: batch size" in capsys.readouterr().out
+    train(replace(saved.settings, steps=5), str(folder))
+    assert checkpoint.load(folder).step == 5
+
+
+def test_one_character_over_and_over_is_learnt_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"aaaa")
+    last = checkpoint.load(train(tiny(file, steps=2, out=str(tmp_path / "run")))).metrics[-1]
+    assert last["train"] == 0
+
+
+def test_what_may_not_change_on_resume_is_named(tmp_path: Path, text: Path) -> None:
+    folder = train(tiny(text, steps=2, out=str(tmp_path / "run")))
+    settings = checkpoint.load(folder).settings
+    for changes, flag in [({"rnn_size": 13}, "--rnn-size must stay 12"), ({"seed": 9}, "--seed must stay 1")]:
+        with pytest.raises(CharLMError, match=f"{flag} with --resume, got"):
+            train(replace(settings, **changes), str(folder))
+    moved = tmp_path / "moved.txt"
+    moved.write_bytes(LINES)
+    train(replace(settings, file=str(moved), steps=3, learning_rate=0.1), str(folder))
+    moved.write_bytes(LINES + b"!")
+    with pytest.raises(CharLMError, match="the text must be that of .*run, got another"):
+        train(replace(settings, file=str(moved)), str(folder))
+
+
+def test_a_run_is_never_written_over(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [train(tiny("beer.txt", steps=1)) for _ in range(3)]
+    assert folders == [Path("runs", name) for name in ("beer", "beer-2", "beer-3")]
+    assert checkpoint.load(folders[0]).settings.file == str(text)
+    with pytest.raises(CharLMError, match="--out must be a new folder, runs/beer holds a run"):
+        train(tiny(text, out="runs/beer"))
+
+
+def test_an_exploding_run_keeps_its_last_checkpoint(tmp_path: Path, text: Path) -> None:
+    settings = tiny(text, learning_rate=1e38, steps=500, save_every=3, out=str(tmp_path / "run"))
+    with pytest.raises(CharLMError, match="try a lower --learning-rate"):
+        train(settings)
+    kept = checkpoint.load(tmp_path / "run")
+    assert all(tensor.isfinite().all() for tensor in kept.part("model.").values())
+
+
+def test_the_terminal_gets_a_bar_and_a_file_gets_lines() -> None:
+    shown = []
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=120, highlight=False)
+        with Report(console) as report:
+            for step in range(1, 4):
+                report.update(step, step / 4, loss=math.log(4), chars=1000, seconds=0.5)
+            report.pause({"step": 3, "train": math.log(2), "val": math.log(8)}, "[bold]a sample[/bold]")
+        assert isinstance(console.file, io.StringIO)
+        shown.append(console.file.getvalue())
+    for text in shown:
+        assert "1.386  2.000 bits/char  2,000 chars/s" in text
+        assert "step 3, bits/char: train 1.000, val 3.000" in text and "[bold]a sample[/bold]" in text
+    assert "\x1b[" in shown[0] and "\x1b[" not in shown[1]
+    assert shown[1].count("chars/s") == 1  # a line now and then, not one a step
