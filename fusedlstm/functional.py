@@ -147,7 +147,7 @@ def lstm_cell(
 
 def cell_backend(backend: str, weight: Tensor, ids: bool) -> str:
     """Returns whom to ask for one step: under autocast "auto" leaves the choice of dtypes to torch, which mixes them."""
-    mixed = backend == "auto" and not ids and torch.is_autocast_enabled(weight.device.type)
+    mixed = backend == "auto" and not ids and _autocasts(weight.device.type)
     return "torch" if mixed else backend
 
 
@@ -204,7 +204,7 @@ def _stack(
             return torch._VF.lstm(x, batch_sizes, (h0, c0), list(weights), *options)
         y, h_n, c_n = torch._VF.lstm(x.view(T, B, I), (h0, c0), list(weights), *options, False)
         return y.reshape(T * B, D * P), h_n, c_n
-    if torch.is_autocast_enabled(w_ih.device.type):
+    if _autocasts(w_ih.device.type):
         x = x if ids else x.to(dtype)
         h0, c0, weights = h0.to(dtype), c0.to(dtype), [w.to(dtype) for w in weights]
     if L == 1:
@@ -224,9 +224,13 @@ def _stack(
 def _storage_dtype(weight: Tensor) -> torch.dtype:
     """The dtype to compute with: that of the weights, or autocast's, which leaves float64 alone as torch does."""
     device = weight.device.type
-    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+    if _autocasts(device) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return weight.dtype
+
+
+def _autocasts(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)  # which raises for "meta"
 
 
 def _is_ids(x: Tensor, weight: Tensor, wrong: type[Exception]) -> bool:
@@ -237,7 +241,7 @@ def _is_ids(x: Tensor, weight: Tensor, wrong: type[Exception]) -> bool:
         return False
     if x.dtype == torch.int64:
         return True
-    if x.is_floating_point() and torch.is_autocast_enabled(weight.device.type):
+    if x.is_floating_point() and _autocasts(weight.device.type):
         return False
     raise wrong(
         f"input must have the dtype of the weights, {weight.dtype} (or torch.int64 for ids), got {x.dtype}: "
@@ -271,7 +275,7 @@ def _check_state(k: int, state: Tensor, shape: tuple[int, ...], weight: Tensor) 
     if state.device != weight.device:
         raise RuntimeError(f"hx[{k}] must be on the device of the weights, {weight.device}, got {state.device}")
     if state.dtype != weight.dtype and not (
-        state.is_floating_point() and torch.is_autocast_enabled(weight.device.type)
+        state.is_floating_point() and _autocasts(weight.device.type)
     ):
         raise RuntimeError(f"hx[{k}] must have the dtype of the weights, {weight.dtype}, got {state.dtype}")
 

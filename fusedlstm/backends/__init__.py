@@ -16,7 +16,8 @@ import torch
 NAMES = ("cpu", "torch", "eager")
 _ORDER = {"cpu": ("cpu", "torch", "eager")}
 _ORDER_ELSEWHERE = ("torch", "eager")
-_loaded: dict[str, ModuleType | str] = {}
+_modules: dict[str, ModuleType] = {}
+_reasons: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,15 @@ def accumulation(dtype: torch.dtype) -> torch.dtype:
 
 def load(name: str) -> ModuleType:
     """Returns a backend's module, or raises ValueError with the reason why it cannot be imported here."""
-    module = _import(name)
-    if isinstance(module, str):
-        raise ValueError(f"backend={name!r} is {module}")
-    return module
+    reason = _missing(name)
+    if reason is not None:
+        raise ValueError(f"backend={name!r} is {reason}")
+    return _modules[name]
 
 
 def backends() -> dict[str, str | None]:
     """Returns every backend's name, with None where it can be used here, else the reason why not."""
-    modules = {name: None if name == "torch" else _import(name) for name in NAMES}
-    return {name: module if isinstance(module, str) else None for name, module in modules.items()}
+    return {name: None if name == "torch" else _missing(name) for name in NAMES}
 
 
 def check_name(backend: str) -> None:
@@ -100,8 +100,7 @@ def why_not(spec: Spec, name: str) -> str | None:
     """Returns why a backend cannot serve a call, or None when it can."""
     if name == "torch":
         return "torch's LSTM takes no ids; give it one-hot rows" if spec.ids else None
-    module = _import(name)
-    return module if isinstance(module, str) else module.supports(spec)
+    return _missing(name) or _modules[name].supports(spec)
 
 
 def reasons(spec: Spec, backend: str = "auto") -> dict[str, str]:
@@ -133,15 +132,19 @@ def _slower(spec: Spec, name: str) -> str | None:
     """Where torch can take the call and was measured faster: the backend's own words for it."""
     if name == "torch" or why_not(spec, "torch") is not None or torch.compiler.is_compiling():
         return None
-    module = _import(name)
-    return None if isinstance(module, str) or not hasattr(module, "slower") else module.slower(spec)
+    module = _modules[name]
+    return module.slower(spec) if hasattr(module, "slower") else None
 
 
-def _import(name: str) -> ModuleType | str:
-    """A backend's module, or why it cannot be imported here."""
-    if name not in _loaded:
+def _missing(name: str) -> str | None:
+    """Why a backend's module cannot be imported here, or None, and then it is in _modules."""
+    if name not in _modules and name not in _reasons:
         try:
-            _loaded[name] = importlib.import_module(f"{__name__}.{name}")
+            _modules[name] = importlib.import_module(f"{__name__}.{name}")
         except ImportError as error:
-            _loaded[name] = f"not available here: {error.msg.partition(' (')[0]}"
-    return _loaded[name]
+            _reasons[name] = f"not available here: {error.msg.partition(' (')[0]}"
+    return _reasons.get(name)
+
+
+# What torch.compiler.assume_constant_result sets, without its import of the compiler: tracing must not enter imports.
+_missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
