@@ -1,4 +1,4 @@
-"""The trainer: it learns, it carries the state, and a resumed run is bit for bit the one that never stopped."""
+"""The trainer: it learns, it carries the state, and a resumed run is bit for bit one that never stopped."""
 
 from __future__ import annotations
 
@@ -178,7 +178,11 @@ def test_one_character_over_and_over_is_learnt_at_once(tmp_path: Path) -> None:
 def test_what_may_not_change_on_resume_is_named(tmp_path: Path, text: Path) -> None:
     folder = train(tiny(text, steps=2, out=str(tmp_path / "run")))
     settings = checkpoint.load(folder).settings
-    for changes, flag in [({"rnn_size": 13}, "--rnn-size must stay 12"), ({"seed": 9}, "--seed must stay 1")]:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"rnn_size": 13}, "--rnn-size must stay 12"),
+        ({"seed": 9}, "--seed must stay 1"),
+    ]
+    for changes, flag in cases:
         with pytest.raises(CharLMError, match=f"{flag} with --resume, got"):
             train(replace(settings, **changes), str(folder))
     moved = tmp_path / "moved.txt"

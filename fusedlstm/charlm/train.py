@@ -44,6 +44,8 @@ def train(settings: Settings, resume: str = "", stop: Callable[[], bool] = lambd
         CharLMError: when text, settings, checkpoint or disk do not serve, or the loss is not finite.
     """
     text = corpus.load(settings.file, settings.data)
+    if settings.file:  # a run can be resumed from any folder
+        settings = replace(settings, file=str(Path(settings.file).resolve()))
     with Report() as report:
         if resume:
             folder, run = Path(resume), Run.resumed(resume, settings, text)
@@ -253,13 +255,12 @@ def _pause_due(step: int, every: int) -> bool:
 
 
 def _settled(settings: Settings, text: Corpus, report: Report) -> Settings:
-    """The settings of a new run: a batch and length that its text can fill, the file's path in full."""
+    """The settings of a new run: a batch and length that its text can fill."""
     B, T = settings.batch_size, settings.seq_length
     fitted_B, fitted_T = corpus.fit(len(text.split(settings.val_fraction)[0]), B, T)
     if (fitted_B, fitted_T) != (B, T):
         report.say(f"{text.name} is short: batch size {B} -> {fitted_B}, sequence length {T} -> {fitted_T}")
-    file = str(Path(settings.file).resolve()) if settings.file else ""
-    return replace(settings, batch_size=fitted_B, seq_length=fitted_T, file=file)
+    return replace(settings, batch_size=fitted_B, seq_length=fitted_T)
 
 
 def _new_folder(settings: Settings, text: Corpus) -> Path:
