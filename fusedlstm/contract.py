@@ -26,14 +26,19 @@ def check(x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights
     """
     hs, cs = h0.shape, c0.shape
     if len(hs) != 3 or len(cs) != 3 or hs[0] != cs[0] or hs[1] != cs[1] or hs[0] not in (1, 2):
-        raise RuntimeError(f"h0 and c0 must be [D, B, P] and [D, B, H] with D = 1 or 2, got {list(hs)} and {list(cs)}")
+        raise RuntimeError(
+            f"h0 and c0 must be [D, B, P] and [D, B, H] with D = 1 or 2, got {list(hs)} and {list(cs)}"
+        )
     D, B, P = hs
     I, dtype, device = weights[0].shape[-1] if weights else 0, h0.dtype, h0.device  # noqa: E741
     shapes = _weight_shapes(I, cs[2], P, D, len(weights))
-    if [w.shape for w in weights] != shapes:
+    found = [w.shape for w in weights]
+    if found != shapes:
         _raise_wrong_shape(shapes, weights, P != cs[2])
     for tensor in (x, c0, *weights):
-        if tensor.device != device or (tensor.dtype != dtype and not (tensor is x and x.dtype == torch.int64)):
+        if tensor.device != device or (
+            tensor.dtype != dtype and not (tensor is x and x.dtype == torch.int64)
+        ):
             raise RuntimeError(
                 f"x, h0, c0 and weights must share one dtype and device, got {dtype} on {device} for h0 and "
                 f"{tensor.dtype} on {tensor.device} beside it: convert with .to()"
@@ -54,7 +59,7 @@ def check_saved(
     dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, h0: Tensor, c0: Tensor, y: Tensor, c: Tensor,
     gates: Tensor, N: int,
 ) -> None:  # fmt: skip
-    """Raises RuntimeError unless what the backward reads has the shapes and dtypes that the forward gave it."""
+    """Raises RuntimeError unless what the backward reads has the shapes and dtypes that the forward gave."""
     (D, _, P), H = h0.shape, c0.shape[2]
     if N and not gates.numel():
         raise RuntimeError("c and gates must be those of layer_fwd with save=True, got empty ones: run it so")
@@ -66,7 +71,9 @@ def check_saved(
         ("c", c, (D, N, H), accumulation(h0.dtype)),
         ("gates", gates, (D, N, 4 * H), h0.dtype),
     ):
-        if tensor is not None and (tensor.shape != shape or tensor.dtype != dtype or tensor.device != h0.device):
+        if tensor is not None and (
+            tensor.shape != shape or tensor.dtype != dtype or tensor.device != h0.device
+        ):
             raise RuntimeError(
                 f"{name} must be {list(shape)} of {dtype} on {h0.device}, "
                 f"got {list(tensor.shape)} of {tensor.dtype} on {tensor.device}"
@@ -83,8 +90,8 @@ def _weight_shapes(I: int, H: int, P: int, D: int, count: int) -> list[tuple[int
         if count == D * len(shapes):
             return D * shapes
     raise RuntimeError(
-        f"weights must be {len(without_bias)}, or {len(with_bias)} with biases, for each of D = {D} directions "
-        f"(H = {H}, P = {P}), got {count}"
+        f"weights must be {len(without_bias)}, or {len(with_bias)} with biases, for each of D = {D} "
+        f"directions with H = {H} and P = {P}, got {count}"
     )
 
 

@@ -1,8 +1,9 @@
 """Lets torch.compile trace fusedlstm.LSTM.
 
-torch.compile breaks its graph at every instance of torch.nn.LSTM, of which ours is one, unless allow_rnn is set in its
-configuration. Set for good, that would also let in torch's own LSTM, whose backward does not compile. So it is set only
-while an instance of ours is looked at. Importing torch._dynamo takes a second: we wait until somebody does.
+torch.compile breaks its graph at every instance of torch.nn.LSTM, of which ours is one, unless allow_rnn is
+set in its configuration. Set for good, that would also let in torch's own LSTM, whose backward does not
+compile. So it is set only while an instance of ours is looked at. Importing torch._dynamo takes a second: we
+wait until somebody does.
 """
 
 from __future__ import annotations

@@ -42,11 +42,11 @@ def lstm(
     """Runs a stack of LSTM layers over a batch of sequences.
 
     Args:
-        input: [T, B, I], [B, T, I] with batch_first, [T, I] for one sequence, or a PackedSequence; or int64 ids
-            without the last dimension, which stand for one-hot rows of width I.
+        input: [T, B, I], [B, T, I] with batch_first, [T, I] for one sequence, or a PackedSequence; or int64
+            ids without the last dimension, which stand for one-hot rows of width I.
         hx: first states h0 [L*D, B, P] and c0 [L*D, B, H], without B for one sequence; None means zeros.
-        weights: per layer and direction w_ih [4H, I or D*P], w_hh [4H, P], then b_ih and b_hh [4H] with bias, then
-            w_hr [P, H] with projection: the order of torch.nn.LSTM.
+        weights: per layer and direction w_ih [4H, I or D*P], w_hh [4H, P], then b_ih and b_hh [4H] with bias,
+            then w_hr [P, H] with projection: the order of torch.nn.LSTM.
         bias: weights include biases.
         num_layers: L.
         dropout: probability to zero an output of a layer that feeds another one, while training.
@@ -59,8 +59,8 @@ def lstm(
         y [T, B, D*P] in the input's layout, and (h_n [L*D, B, P], c_n [L*D, B, H]).
 
     Raises:
-        TypeError, ValueError, RuntimeError: an argument of the wrong type, dtype, shape or device; a backend that
-            cannot serve the call.
+        TypeError, ValueError, RuntimeError: an argument of the wrong type, dtype, shape or device; a backend
+            that cannot serve the call.
         IndexError: ids outside 0 <= id < I.
     """
     _check_count(weights, bias, num_layers, bidirectional)
@@ -137,7 +137,11 @@ def lstm_cell(
                 raise ValueError(f"hx[{k}] must be 1D or 2D, got {state.dim()}D")
             if state.dim() != 1 + batched:
                 raise RuntimeError(f"hx[{k}] must be {1 + batched}D for this input, got {state.dim()}D")
-        hx = (hx[0].unsqueeze(0), hx[1].unsqueeze(0)) if batched else (hx[0].view(1, 1, -1), hx[1].view(1, 1, -1))
+        hx = (
+            (hx[0].unsqueeze(0), hx[1].unsqueeze(0))
+            if batched
+            else (hx[0].view(1, 1, -1), hx[1].view(1, 1, -1))
+        )
     x = input if batched else input.unsqueeze(0)
     weights = [w_ih, w_hh] if b_ih is None or b_hh is None else [w_ih, w_hh, b_ih, b_hh]
     name = cell_backend(backend, w_ih, ids)
@@ -146,7 +150,7 @@ def lstm_cell(
 
 
 def cell_backend(backend: str, weight: Tensor, ids: bool) -> str:
-    """Returns whom to ask for one step: under autocast "auto" leaves the choice of dtypes to torch, which mixes them."""
+    """Returns whom to ask for one step: under autocast torch mixes dtypes, and "auto" leaves that to it."""
     mixed = backend == "auto" and not ids and _autocasts(weight.device.type)
     return "torch" if mixed else backend
 
@@ -182,7 +186,9 @@ def _stack(
     if not ids and x.shape[1] != I:
         raise RuntimeError(f"input.size(-1) must be input_size = {I}, got {x.shape[1]}")
     if x.device != w_ih.device:
-        raise RuntimeError(f"input must be on the device of the weights, {w_ih.device}, got {x.device}: use .to()")
+        raise RuntimeError(
+            f"input must be on the device of the weights, {w_ih.device}, got {x.device}: use .to()"
+        )
     if hx is None:
         h0 = w_ih.new_zeros((L * D, B, P))
         c0 = h0 if P == H else w_ih.new_zeros((L * D, B, H))
@@ -194,7 +200,9 @@ def _stack(
     dtype = _storage_dtype(w_ih)
     # A cache is opaque to tracing, and symbolic sizes do not hash.
     choose = _resolve if torch.compiler.is_compiling() else _resolve_cached
-    name = choose(backend, w_ih.device.type, dtype, T, B, I, H, P, D, L, bias, ids, batch_sizes is not None, grad)
+    name = choose(
+        backend, w_ih.device.type, dtype, T, B, I, H, P, D, L, bias, ids, batch_sizes is not None, grad
+    )
     if name == "torch":
         # Tensors as they came: under autocast torch casts by its own rules.
         if cell:
@@ -209,20 +217,20 @@ def _stack(
         h0, c0, weights = h0.to(dtype), c0.to(dtype), [w.to(dtype) for w in weights]
     if L == 1:
         return run_layer(x, batch_sizes, h0, c0, weights, grad, name)[:3]
-    h_n, c_n, count = [], [], len(weights) // L
+    hs, cs, count = [], [], len(weights) // L
     for layer in range(L):
         if layer and dropout and training:
             x = torch.nn.functional.dropout(x, dropout, True)
         states, w = slice(layer * D, layer * D + D), weights[layer * count : (layer + 1) * count]
         save = grad and any(t.requires_grad for t in (x, h0, c0, *w))
         x, h, c, _, _ = run_layer(x, batch_sizes, h0[states], c0[states], w, save, name)
-        h_n.append(h)
-        c_n.append(c)
-    return x, torch.cat(h_n), torch.cat(c_n)
+        hs.append(h)
+        cs.append(c)
+    return x, torch.cat(hs), torch.cat(cs)
 
 
 def _storage_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype to compute with: that of the weights, or autocast's, which leaves float64 alone as torch does."""
+    """The dtype to compute with: that of the weights, or autocast's, which like torch's spares float64."""
     device = weight.device.type
     if _autocasts(device) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -266,17 +274,19 @@ def _check_pair(hx: States, dim: int = 0) -> None:
         if not isinstance(state, Tensor):
             raise TypeError(f"hx[{k}] must be a Tensor, got {type(state).__name__}")
         if dim and state.dim() != dim:
-            raise RuntimeError(f"hx[{k}] must be {dim}D for {'un' * (dim == 2)}batched input, got {state.dim()}D")
+            raise RuntimeError(
+                f"hx[{k}] must be {dim}D for {'un' * (dim == 2)}batched input, got {state.dim()}D"
+            )
 
 
 def _check_state(k: int, state: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:
     if state.shape != shape:
         raise RuntimeError(f"hx[{k}] must be [L*D, B, {'PH'[k]}] = {list(shape)}, got {list(state.shape)}")
     if state.device != weight.device:
-        raise RuntimeError(f"hx[{k}] must be on the device of the weights, {weight.device}, got {state.device}")
-    if state.dtype != weight.dtype and not (
-        state.is_floating_point() and _autocasts(weight.device.type)
-    ):
+        raise RuntimeError(
+            f"hx[{k}] must be on the device of the weights, {weight.device}, got {state.device}"
+        )
+    if state.dtype != weight.dtype and not (state.is_floating_point() and _autocasts(weight.device.type)):
         raise RuntimeError(f"hx[{k}] must have the dtype of the weights, {weight.dtype}, got {state.dtype}")
 
 

@@ -51,9 +51,8 @@ class LSTM(torch.nn.LSTM):
         backend: str = "auto",
     ) -> None:
         check_name(backend)
-        super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
-        )
+        options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
+        super().__init__(input_size, hidden_size, *options)
         self.backend = backend
 
     def forward(  # type: ignore[override]
@@ -62,8 +61,8 @@ class LSTM(torch.nn.LSTM):
         """Runs all layers over a batch of sequences.
 
         Args:
-            input: [T, B, I], [B, T, I] with batch_first, [T, I] for one sequence, or a PackedSequence; or int64 ids
-                without the last dimension, which stand for one-hot rows of width I.
+            input: [T, B, I], [B, T, I] with batch_first, [T, I] for one sequence, or a PackedSequence; or
+                int64 ids without the last dimension, which stand for one-hot rows of width I.
             hx: first states h0 [L*D, B, P] and c0 [L*D, B, H], without B for one sequence; None means zeros.
 
         Returns:
@@ -72,12 +71,13 @@ class LSTM(torch.nn.LSTM):
         Raises:
             TypeError, ValueError, RuntimeError, IndexError: as fusedlstm.lstm does.
         """
-        # Read afresh at each call: parametrizations, torch.func.functional_call and plain assignment all replace them.
+        # Weights are read at each call: parametrizations, functional_call and plain assignment replace them.
         p = self._parameters
+        weights: Any = [p[name] if name in p else getattr(self, name) for name in self._flat_weights_names]
         return lstm(
             input,
             hx,
-            [p[name] if name in p else getattr(self, name) for name in self._flat_weights_names],  # type: ignore[misc]
+            weights,
             bias=self.bias,
             num_layers=self.num_layers,
             dropout=self.dropout,

@@ -1,8 +1,10 @@
-"""The ops fusedlstm::layer_fwd and fusedlstm::layer_bwd: one LSTM layer in all its directions, known to torch.
+"""The ops fusedlstm::layer_fwd and fusedlstm::layer_bwd: one LSTM layer in all its directions.
 
-layer_fwd returns y [N, D*P], h_n [D, B, P], c_n [D, B, H], and for the backward c [D, N, H] and gates [D, N, 4H].
-Rows are time-major and packed as in PackedSequence. backends/eager.py states the same contract in plain torch,
-and takes the op's place where derivatives beyond the first are asked for, or tangents travel forward.
+layer_fwd returns y [N, D*P], h_n [D, B, P], c_n [D, B, H], and for the backward c [D, N, H] and gates [D, N,
+4H]. Rows are time-major and packed as in PackedSequence. backends/eager.py states the same contract in plain
+torch, and takes the op's place where derivatives beyond the first are asked for, or tangents travel forward.
+
+The autograd kernels are our own because torch.library.register_autograd makes ops that torch.func refuses.
 """
 
 from __future__ import annotations
@@ -38,7 +40,13 @@ Backward = tuple[Tensor, Tensor, Tensor, list[Tensor]]
 
 
 def run_layer(
-    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool, backend: str
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    save: bool,
+    backend: str,
 ) -> Forward:
     """Calls layer_fwd, past its autograd kernel (3 us in Python) where nothing can ask for a derivative."""
     if (
@@ -54,7 +62,13 @@ def run_layer(
 
 @torch.library.impl(_lib, "layer_fwd", "CompositeExplicitAutograd")
 def _layer_fwd(
-    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool, backend: str
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    weights: Sequence[Tensor],
+    save: bool,
+    backend: str,
 ) -> Forward:
     contract.check(x, batch_sizes, h0, c0, weights)
     return _without_autocast(
@@ -70,30 +84,14 @@ def _layer_fwd(
 
 
 @torch.library.impl(_lib, "layer_bwd", "CompositeExplicitAutograd")
-def _layer_bwd(
-    dy: Tensor | None,
-    dh_n: Tensor | None,
-    dc_n: Tensor | None,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    weights: Sequence[Tensor],
-    y: Tensor,
-    c: Tensor,
-    gates: Tensor,
-    needs_dx: bool,
-    needs_dw: bool,
-    backend: str,
-) -> Backward:
+def _layer_bwd(*args: Any) -> Backward:
+    dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, c, gates, needs_dx, needs_dw, backend = args
     contract.check(x, batch_sizes, h0, c0, weights)
     contract.check_saved(dy, dh_n, dc_n, h0, c0, y, c, gates, x.shape[0])
     return _without_autocast(
         load(backend).layer_backward,
         h0.device.type,
-        None if dy is None else dy.contiguous(),
-        None if dh_n is None else dh_n.contiguous(),
-        None if dc_n is None else dc_n.contiguous(),
+        *(None if t is None else t.contiguous() for t in (dy, dh_n, dc_n)),
         x.contiguous(),
         batch_sizes,
         h0.contiguous(),
@@ -116,9 +114,8 @@ def _without_autocast(function: Callable[..., Any], device: str, *args: Any) -> 
 
 
 @torch.library.register_fake("fusedlstm::layer_fwd", lib=_lib)
-def _layer_fwd_fake(
-    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool, backend: str
-) -> Forward:
+def _layer_fwd_fake(*args: Any) -> Forward:
+    x, _, h0, c0, _, save, _ = args
     (D, _, P), H, N = h0.shape, c0.shape[2], x.shape[0]
     return (
         h0.new_empty((N, D * P)),
@@ -130,22 +127,8 @@ def _layer_fwd_fake(
 
 
 @torch.library.register_fake("fusedlstm::layer_bwd", lib=_lib)
-def _layer_bwd_fake(
-    dy: Tensor | None,
-    dh_n: Tensor | None,
-    dc_n: Tensor | None,
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    weights: Sequence[Tensor],
-    y: Tensor,
-    c: Tensor,
-    gates: Tensor,
-    needs_dx: bool,
-    needs_dw: bool,
-    backend: str,
-) -> Backward:
+def _layer_bwd_fake(*args: Any) -> Backward:
+    _, _, _, x, _, h0, c0, weights, _, _, _, needs_dx, needs_dw, _ = args
     return (
         h0.new_empty(x.shape if needs_dx and x.is_floating_point() else 0),
         h0.new_empty(h0.shape),
@@ -158,7 +141,7 @@ class _Layer(torch.autograd.Function):
     """layer_fwd with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, call: Callable[..., Forward], backend: str, *tensors: Tensor | None) -> Forward:  # type: ignore[override]
+    def forward(ctx: Any, call: Any, backend: str, *tensors: Any) -> Forward:  # type: ignore[override]
         x, batch_sizes, h0, c0, *weights = tensors
         y, h_n, c_n, c, gates = call(x, batch_sizes, h0, c0, weights, True, backend)
         ctx.save_for_backward(*tensors, y, c, gates)
@@ -168,20 +151,29 @@ class _Layer(torch.autograd.Function):
         return y, h_n, c_n, c, gates
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, *_: None) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, *doutputs: Tensor | None) -> tuple:  # type: ignore[override]
         x, batch_sizes, h0, c0, *weights, y, c, gates = ctx.saved_tensors
         _, _, needs_dx, _, _, _, *needs_dweights = ctx.needs_input_grad
+        needs_dw = any(needs_dweights)
         dx, dh0, dc0, dweights = layer_bwd(
-            dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, c, gates, needs_dx, any(needs_dweights), ctx.backend
+            *doutputs[:3], x, batch_sizes, h0, c0, weights, y, c, gates, needs_dx, needs_dw, ctx.backend
         )
-        return None, None, dx if needs_dx else None, None, dh0, dc0, *(dweights if any(needs_dweights) else [None] * len(weights))
+        return (
+            None,
+            None,
+            dx if needs_dx else None,
+            None,
+            dh0,
+            dc0,
+            *(dweights if needs_dw else [None] * len(weights)),
+        )
 
 
 class _LayerBackward(torch.autograd.Function):
-    """layer_bwd with its gradient, which differentiates the eager layer and its backward, whatever the backend."""
+    """layer_bwd with its gradient, for which it differentiates the eager layer and its backward."""
 
     @staticmethod
-    def forward(ctx: Any, call: Callable[..., Backward], args: tuple, *tensors: Tensor | None) -> tuple:  # type: ignore[override]
+    def forward(ctx: Any, call: Any, args: tuple, *tensors: Any) -> tuple:  # type: ignore[override]
         dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights = tensors
         y, c, gates, needs_dx, needs_dw, backend = args
         dx, dh0, dc0, dweights = call(
@@ -195,20 +187,19 @@ class _LayerBackward(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple:  # type: ignore[override]
         dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights = ctx.saved_tensors
         eager = load("eager")
-        inputs = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "x": x, "h0": h0, "c0": c0, "weights": weights}
-        inputs = {k: v for k, v in inputs.items() if isinstance(v, list) or (v is not None and v.is_floating_point())}
+        named = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "x": x, "h0": h0, "c0": c0}
+        inputs = {name: t for name, t in named.items() if t is not None and t.is_floating_point()}
 
-        def first(inputs: dict) -> tuple:
-            dy, dh_n, dc_n = (inputs.get(name) for name in ("dy", "dh_n", "dc_n"))
-            forward = inputs.get("x", x), batch_sizes, inputs["h0"], inputs["c0"], inputs["weights"]
+        def first(inputs: dict[str, Tensor], weights: list[Tensor]) -> tuple:
+            forward = inputs.get("x", x), batch_sizes, inputs["h0"], inputs["c0"], weights
             y, _, _, c, gates = eager.layer_forward(*forward, True)
-            dx, dh0, dc0, dweights = eager.layer_backward(dy, dh_n, dc_n, *forward, y, c, gates, *ctx.wanted)
+            doutputs = (inputs.get(name) for name in ("dy", "dh_n", "dc_n"))
+            dx, dh0, dc0, dweights = eager.layer_backward(*doutputs, *forward, y, c, gates, *ctx.wanted)
             return dx, dh0, dc0, *dweights
 
-        (grads,) = torch.func.vjp(first, inputs)[1](cotangents)
-        return None, None, *(grads.get(k) for k in ("dy", "dh_n", "dc_n", "x")), None, *(
-            grads[k] for k in ("h0", "c0")
-        ), *grads["weights"]  # fmt: skip
+        ddinputs, ddweights = torch.func.vjp(first, inputs, weights)[1](cotangents)
+        dd = [ddinputs.get(name) for name in named]
+        return None, None, *dd[:4], None, *dd[4:], *ddweights
 
 
 def _apply(function: type[torch.autograd.Function], op: Any, keyset: Any, *args: Any) -> tuple:
@@ -217,7 +208,7 @@ def _apply(function: type[torch.autograd.Function], op: Any, keyset: Any, *args:
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
             return _below_autograd(op, keyset, *args)
 
-    # Function.apply would start torch.func's machinery anew; in a kernel, the dispatcher has already done its part.
+    # Function.apply would start torch.func's machinery anew; the dispatcher has already done its part.
     with enable_single_level_autograd_function():
         return super(torch.autograd.Function, function).apply(call, *args)  # type: ignore[misc]
 
@@ -237,33 +228,26 @@ def _needs_grad(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _layer_fwd_autograd(
-    keyset: Any, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool,
-    backend: str,
-) -> Forward:  # fmt: skip
+def _layer_fwd_autograd(keyset: Any, *args: Any) -> Forward:
+    x, batch_sizes, h0, c0, weights, save, backend = args
     tensors = (x, h0, c0, *weights)
     if _has_tangent(tensors):
         return load("eager").layer_forward(x, batch_sizes, h0, c0, weights, save)
     if _needs_grad(tensors):
         return _apply(_Layer, layer_fwd, keyset, backend, x, batch_sizes, h0, c0, *weights)
-    return _below_autograd(layer_fwd, keyset, x, batch_sizes, h0, c0, weights, save, backend)
+    return _below_autograd(layer_fwd, keyset, *args)
 
 
-def _layer_bwd_autograd(
-    keyset: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, x: Tensor, batch_sizes: Tensor | None,
-    h0: Tensor, c0: Tensor, weights: Sequence[Tensor], y: Tensor, c: Tensor, gates: Tensor, needs_dx: bool,
-    needs_dw: bool, backend: str,
-) -> Backward:  # fmt: skip
+def _layer_bwd_autograd(keyset: Any, *args: Any) -> Backward:
+    dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, *rest = args
     tensors = (dy, dh_n, dc_n, x, h0, c0, *weights)
-    rest = (y, c, gates, needs_dx, needs_dw)
     if _has_tangent(tensors):
-        return load("eager").layer_backward(dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, *rest)
+        return load("eager").layer_backward(*args[:-1])
     if _needs_grad(tensors):
-        dx, dh0, dc0, *dweights = _apply(
-            _LayerBackward, layer_bwd, keyset, (*rest, backend), dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights
-        )
+        tensors = (dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights)
+        dx, dh0, dc0, *dweights = _apply(_LayerBackward, layer_bwd, keyset, rest, *tensors)
         return dx, dh0, dc0, dweights
-    return _below_autograd(layer_bwd, keyset, dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, *rest, backend)
+    return _below_autograd(layer_bwd, keyset, *args)
 
 
 _lib.impl("layer_fwd", _layer_fwd_autograd, "Autograd", with_keyset=True)
@@ -288,7 +272,8 @@ def _vmap_by_loop(op: Callable[..., Any]) -> Callable[..., Any]:
 
     def rule(info: Any, in_dims: tuple, *args: Any) -> tuple:
         results = [
-            op(*(pick(arg, dim, k) for arg, dim in zip(args, in_dims, strict=True))) for k in range(info.batch_size)
+            op(*(pick(arg, dim, k) for arg, dim in zip(args, in_dims, strict=True)))
+            for k in range(info.batch_size)
         ]
         return stack(results), zeros(results[0])
 

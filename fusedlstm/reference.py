@@ -1,4 +1,4 @@
-"""The LSTM in NumPy float64, forward and backward: the written specification that every backend is tested against.
+"""The LSTM in NumPy float64, forward and backward: the written specification for every backend.
 
 One direction of one layer, over T steps of B sequences. For each step t, with s(z) = 1 / (1 + exp(-z)):
 
@@ -8,12 +8,13 @@ One direction of one layer, over T steps of B sequences. For each step t, with s
     m_t = o * tanh(c_t)                                                      [B, H]
     h_t = m_t W_hr^T with projection, else m_t                               [B, P]
 
-A reversed direction takes t from T-1 down to 0, and h_{t-1}, c_{t-1} are then the states of t+1. A sequence of fewer
-than T steps keeps its state where it has no input, and its y is zero there: so a reversed direction starts at its own
-last step. A layer's y [T, B, D*P] puts its directions side by side and, multiplied by a dropout mask, feeds the next.
+A reversed direction takes t from T-1 down to 0, and h_{t-1}, c_{t-1} are then the states of t+1. A sequence
+of fewer than T steps keeps its state where it has no input, and its y is zero there: so a reversed direction
+starts at its own last step. A layer's y [T, B, D*P] has its directions side by side and, multiplied by a
+dropout mask, feeds the next layer.
 
-The gradients of a scalar follow from those of y, h_n and c_n. With dh and dc the gradients that reach h_t and c_t from
-later steps, for each step in the opposite order:
+The gradients of a scalar follow from those of y, h_n and c_n. With dh and dc the gradients that reach h_t and
+c_t from later steps, for each step in the opposite order:
 
     dh = dh + dy_t                         dm = dh W_hr with projection, else dh
     dc = dc + dm * o * (1 - tanh(c_t)^2)
@@ -203,7 +204,12 @@ def _backward(
             dw_hr += dh.T @ (o * tanh_c)
         dc = dc + dm * o * (1 - tanh_c**2)
         dz = np.concatenate(
-            (dc * g * i * (1 - i), dc * c_prev[t] * f * (1 - f), dc * i * (1 - g**2), dm * tanh_c * o * (1 - o)),
+            (
+                dc * g * i * (1 - i),
+                dc * c_prev[t] * f * (1 - f),
+                dc * i * (1 - g**2),
+                dm * tanh_c * o * (1 - o),
+            ),
             axis=1,
         )
         dw_hh += dz.T @ h_prev[t]
@@ -215,15 +221,17 @@ def _backward(
             dx[t] = dz @ w.w_ih
         dh_next = np.where(alive[t], dz @ w.w_hh, dh_next)
         dc_next = np.where(alive[t], dc * f, dc_next)
-    dweights = [dw_ih, dw_hh] + ([] if w.b_ih is None else [db, db.copy()]) + ([] if dw_hr is None else [dw_hr])
+    dweights = (
+        [dw_ih, dw_hh] + ([] if w.b_ih is None else [db, db.copy()]) + ([] if dw_hr is None else [dw_hr])
+    )
     return dx, dh_next, dc_next, dweights
 
 
 def _directions(weights: Sequence[Array], count: int, bias: bool) -> list[Weights]:
-    each = len(weights) // count
-    groups = [list(weights[k * each : (k + 1) * each]) for k in range(count)]
-    biases = 2 if bias else 0
-    return [
-        Weights(g[0], g[1], *(g[2:4] if bias else (None, None)), g[2 + biases] if each > 2 + biases else None)
-        for g in groups
-    ]
+    each, few = len(weights) // count, 4 if bias else 2
+    directions = []
+    for k in range(count):
+        w_ih, w_hh, *rest = weights[k * each : (k + 1) * each]
+        b_ih, b_hh = (rest[0], rest[1]) if bias else (None, None)
+        directions.append(Weights(w_ih, w_hh, b_ih, b_hh, rest[-1] if each > few else None))
+    return directions

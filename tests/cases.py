@@ -72,7 +72,9 @@ class Case:
             self.packed: self.packed, "ids": self.ids, "batchfirst": self.batch_first, "nohx": not self.hx,
             "strided": self.strided,
         }  # fmt: skip
-        return "-".join([f"T{self.T}-B{self.B}-I{self.I}-H{self.H}", *(name for name, on in flags.items() if on)])
+        return "-".join(
+            [f"T{self.T}-B{self.B}-I{self.I}-H{self.H}", *(name for name, on in flags.items() if on)]
+        )
 
 
 CASES = [
@@ -136,7 +138,7 @@ class Data:
     dc_n: Tensor
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def data(case: Case, dtype: torch.dtype) -> Data:
     random = torch.Generator().manual_seed(1)
 
@@ -149,16 +151,16 @@ def data(case: Case, dtype: torch.dtype) -> Data:
     ids = torch.randint(case.I, (case.T, case.B), generator=random)
     # A scale of each its own, so that no gradient hides behind a larger one.
     return Data(
-        ids if case.ids else normal(case.T, case.B, case.I),
-        normal(states, case.B, case.P) * case.hx, normal(states, case.B, case.H) * case.hx, weights,
-        normal(case.T, case.B, case.D * case.P), 2 * normal(states, case.B, case.P), 3 * normal(states, case.B, case.H),
+        ids if case.ids else normal(case.T, case.B, case.I), normal(states, case.B, case.P) * case.hx,
+        normal(states, case.B, case.H) * case.hx, weights, normal(case.T, case.B, case.D * case.P), 2 *
+        normal(states, case.B, case.P), 3 * normal(states, case.B, case.H),
     )  # fmt: skip
 
 
 Results = dict[str, np.ndarray]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def exact(case: Case, dtype: torch.dtype) -> Results:
     """The float64 reference on the case's data."""
     d = data(case, dtype)
@@ -176,7 +178,7 @@ def exact(case: Case, dtype: torch.dtype) -> Results:
     return found | {f"d{name}": dw for name, dw in zip(d.weights, dweights, strict=True)}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def torchs(case: Case, dtype: torch.dtype) -> Results:
     """torch.nn.LSTM on the case's data, ids as one-hot rows."""
     return run(torch.nn.LSTM(case.I, case.H, **case.options(), dtype=dtype), case, one_hot=True)
@@ -188,7 +190,7 @@ def ours(case: Case, dtype: torch.dtype, backend: str) -> Results:
 
 
 def run(module: torch.nn.LSTM, case: Case, one_hot: bool = False) -> Results:
-    """Forward and backward of a module that takes the case's weights; outputs and gradients by name, padded."""
+    """Forward and backward of a module with the case's weights: outputs and gradients by name, padded."""
     d = data(case, module.weight_ih_l0.dtype)
     module.load_state_dict(d.weights)
     x = torch.nn.functional.one_hot(d.x, case.I).to(d.h0.dtype) if case.ids and one_hot else d.x
@@ -214,9 +216,10 @@ def run(module: torch.nn.LSTM, case: Case, one_hot: bool = False) -> Results:
 
 
 def assert_close(found: Results, case: Case, dtype: torch.dtype) -> None:
-    """Raises unless every result is as near to the reference as torch's: within twice its error and one rounding.
+    """Raises unless all results are as near to the reference as torch's: twice its error and one rounding.
 
-    Errors are relative to the largest value of the tensor. torch's is the largest of all outputs, for an output, and of
+    Errors are relative to the largest value of the tensor. torch's is the largest of all outputs, for an
+    output, and of
     all gradients, for a gradient: in a tensor of two numbers it may be right by luck.
     """
     truth = exact(case, dtype)
@@ -227,7 +230,9 @@ def assert_close(found: Results, case: Case, dtype: torch.dtype) -> None:
         allowed = 2 * torch_error + max(torch.finfo(dtype).eps, 1e-14)
         for name in names:
             error = _error(found[name], truth[name])
-            assert error <= allowed, f"{name} is off by {error:.3g} of its largest value, allowed {allowed:.3g}"
+            assert error <= allowed, (
+                f"{name} is off by {error:.3g} of its largest value, allowed {allowed:.3g}"
+            )
 
 
 def _error(found: np.ndarray, truth: np.ndarray) -> float:

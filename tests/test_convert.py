@@ -14,7 +14,9 @@ from torch.nn.utils.rnn import pack_sequence
 import fusedlstm
 from fusedlstm.backends import NAMES, Spec, load, resolve
 
-registry = importlib.import_module("fusedlstm.backends")  # as an attribute of the package, the name is a function
+registry = importlib.import_module(
+    "fusedlstm.backends"
+)  # as an attribute of the package, the name is a function
 
 
 class Model(torch.nn.Module):
@@ -119,7 +121,7 @@ def test_a_backend_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fusedlstm.backends()["cpu"] == "not available here: no engine"
     assert resolve(spec(), "auto") == "torch"
     for call in (lambda: resolve(spec(), "cpu"), lambda: load("cpu")):
-        with pytest.raises(ValueError, match="'cpu'.* not available here: no engine"):
+        with pytest.raises(ValueError, match=r"'cpu'.* not available here: no engine"):
             call()
     assert resolve(spec(ids=True), "auto") == "eager"
 
@@ -136,14 +138,14 @@ def test_auto_leaves_to_torch_what_torch_does_faster(monkeypatch: pytest.MonkeyP
     assert resolve(spec(dtype=torch.float64), "auto") == "torch"
     text = fusedlstm.explain(fusedlstm.LSTM(5, 7), torch.randn(2, 9, 5))
     assert "cpu    torch is 1.2 times as fast" in text and "torch  runs" in text
-    with pytest.raises(ValueError, match="'cpu' cannot serve this call: serves float32.*'auto'"):
+    with pytest.raises(ValueError, match=r"'cpu' cannot serve this call: serves float32.*'auto'"):
         fusedlstm.LSTM(5, 7, dtype=torch.float64, backend="cpu")(torch.randn(2, 5, dtype=torch.float64))
 
 
 def test_other_devices_try_torch_first() -> None:
     assert resolve(spec(device="cuda"), "auto") == "torch"
     assert resolve(spec(device="cuda", ids=True), "auto") == "eager"
-    with pytest.raises(ValueError, match="no backend serves this call: torch: .*ids.*; eager: .*complex64"):
+    with pytest.raises(ValueError, match=r"no backend serves this call: torch: .*ids.*; eager: .*complex64"):
         resolve(spec(device="cuda", ids=True, dtype=torch.complex64), "auto")
 
 

@@ -15,14 +15,16 @@ import fusedlstm
 from cases import BACKENDS
 from fusedlstm.ops import layer_bwd, layer_fwd
 
-T, B, I, H = 3, 2, 5, 7
+T, B, I, H = 3, 2, 5, 7  # noqa: E741
 
 
 def x(*shape: int, **options: Any) -> Tensor:
     return torch.zeros(shape or (T, B, I), **options)
 
 
-def states(h: tuple[int, ...] = (1, B, H), c: tuple[int, ...] = (1, B, H), **options: Any) -> tuple[Tensor, Tensor]:
+def states(
+    h: tuple[int, ...] = (1, B, H), c: tuple[int, ...] = (1, B, H), **options: Any
+) -> tuple[Tensor, Tensor]:
     return torch.zeros(h, **options), torch.zeros(c, **options)
 
 
@@ -45,7 +47,10 @@ WRONG: dict[str, tuple[Callable[[], tuple], str]] = {
     "c0 batch": (lambda: (x(), states(c=(1, 3, H))), r"hx\[1\].*\[1, 2, 7\], got \[1, 3, 7\]"),
     "c0 layers": (lambda: (x(), states(c=(2, B, H))), r"hx\[1\].*\[1, 2, 7\], got \[2, 2, 7\]"),
     "h0 2D": (lambda: (x(), states(h=(1, H))), r"hx\[0\] must be 3D for batched input, got 2D"),
-    "c0 3D unbatched": (lambda: (x(T, I), states(h=(1, H))), r"hx\[1\] must be 2D for unbatched input, got 3D"),
+    "c0 3D unbatched": (
+        lambda: (x(T, I), states(h=(1, H))),
+        r"hx\[1\] must be 2D for unbatched input, got 3D",
+    ),
     "hx float64": (lambda: (x(), states(dtype=torch.float64)), r"hx\[0\].*torch.float32, got torch.float64"),
     "hx meta": (lambda: (x(), states(device="meta")), r"hx\[0\].*device of the weights, cpu, got meta"),
     "three states": (lambda: (x(), (*states(), x())), r"two states.*got 3"),
@@ -76,7 +81,10 @@ WRONG_CELL: dict[str, tuple[Callable[[], tuple], str]] = {
     "hx 3D": (lambda: (x(B, I), states()), r"hx\[0\] must be 1D or 2D, got 3D"),
     "hx 1D": (lambda: (x(B, I), states((H,), (H,))), r"hx\[0\] must be 2D.*got 1D"),
     "hx 2D unbatched": (lambda: (x(I), states((1, H), (1, H))), r"hx\[0\] must be 1D.*got 2D"),
-    "hx float64": (lambda: (x(B, I), states((B, H), (B, H), dtype=torch.float64)), r"float32, got torch.float64"),
+    "hx float64": (
+        lambda: (x(B, I), states((B, H), (B, H), dtype=torch.float64)),
+        r"float32, got torch.float64",
+    ),
 }
 
 
@@ -92,8 +100,8 @@ def test_wrong_arguments_of_a_cell_raise_what_torch_raises(wrong: str, backend: 
 
 
 CONSTRUCTORS: list[dict[str, Any]] = [
-    {"dropout": 1.5}, {"dropout": True}, {"dropout": "much"}, {"bias": 1}, {"batch_first": 0}, {"input_size": 0},
-    {"input_size": 2.0}, {"hidden_size": 0}, {"hidden_size": "7"}, {"num_layers": 0}, {"proj_size": -1},
+    {"dropout": 1.5}, {"dropout": True}, {"dropout": "much"}, {"bias": 1}, {"batch_first": 0}, {"input_size":
+    0}, {"input_size": 2.0}, {"hidden_size": 0}, {"hidden_size": "7"}, {"num_layers": 0}, {"proj_size": -1},
     {"proj_size": 7},
 ]  # fmt: skip
 
@@ -125,7 +133,9 @@ def test_ids_out_of_range(ids: list[list[int]], backend: str) -> None:
 def test_a_weight_of_another_shape_or_dtype(backend: str) -> None:
     module = fusedlstm.LSTM(I, H, backend=backend)
     module.bias_hh_l0 = torch.nn.Parameter(torch.zeros(4 * H + 1))
-    with pytest.raises(RuntimeError, match=None if backend == "torch" else r"b_hh must be \[4\*H\] = \[28\], got \[29\]"):
+    with pytest.raises(
+        RuntimeError, match=None if backend == "torch" else r"b_hh must be \[4\*H\] = \[28\], got \[29\]"
+    ):
         module(x())
     module.bias_hh_l0 = torch.nn.Parameter(torch.zeros(4 * H, dtype=torch.float64))
     with pytest.raises(RuntimeError, match=None if backend == "torch" else r"one dtype.*float32.*float64"):
@@ -138,7 +148,7 @@ def test_weights_of_another_number() -> None:
         fusedlstm.lstm(x(), None, weights[:3])
     with pytest.raises(RuntimeError, match=r"weights must be 2 .* 1 layers and 1 directions, got 4"):
         fusedlstm.lstm(x(), None, weights, bias=False)
-    with pytest.raises(RuntimeError, match="weights must be 4 .* got 0"):
+    with pytest.raises(RuntimeError, match=r"weights must be 4 .* got 0"):
         fusedlstm.lstm(x(), None, [])
 
 

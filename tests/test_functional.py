@@ -1,4 +1,4 @@
-"""What lies between the module and the layers: ids, odd sizes, NaN, dropout, autocast, states carried over."""
+"""What lies between the module and the layers: ids, odd sizes, NaN, dropout, autocast, carried states."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ def assert_same(found: Any, expected: Any, **tolerance: float) -> None:
     if isinstance(expected[0], PackedSequence):
         assert isinstance(found[0], PackedSequence)
         for ours, torchs in zip(found[0][1:], expected[0][1:], strict=True):
-            assert torchs is None and ours is None or torch.equal(ours, torchs)
+            assert (torchs is None and ours is None) or torch.equal(ours, torchs)
         found, expected = (found[0].data,), (expected[0].data,)
     torch.testing.assert_close(found[0], expected[0], equal_nan=True, **tolerance)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bidirectional": True, "num_layers": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_first": True}, {"bidirectional": True, "num_layers": 2}], ids=str
+)
 def test_one_sequence_without_a_batch(backend: str, options: dict[str, Any]) -> None:
     ours, torchs = pair(5, 7, backend=backend, **options)
     states = (1 + options.get("bidirectional", False)) * options.get("num_layers", 1)
@@ -47,7 +49,9 @@ def test_one_sequence_without_a_batch(backend: str, options: dict[str, Any]) -> 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("enforce_sorted", [True, False])
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}], ids=str)
-def test_packed_sequences_come_back_packed(backend: str, enforce_sorted: bool, options: dict[str, Any]) -> None:
+def test_packed_sequences_come_back_packed(
+    backend: str, enforce_sorted: bool, options: dict[str, Any]
+) -> None:
     ours, torchs = pair(5, 7, backend=backend, **options)
     lengths = (4, 3, 3, 1) if enforce_sorted else (3, 1, 4, 3)
     packed = pack_sequence([torch.randn(n, 5) for n in lengths], enforce_sorted)
@@ -76,13 +80,13 @@ def test_ids_are_one_hot_rows(backend: str, layout: str) -> None:
 @pytest.mark.parametrize("backend", OPS)
 def test_ids_under_torch_raise(backend: str) -> None:
     module = fusedlstm.LSTM(3, 4, backend="torch")
-    with pytest.raises(ValueError, match="cannot serve this call.*ids.*backend='auto'"):
+    with pytest.raises(ValueError, match=r"cannot serve this call.*ids.*backend='auto'"):
         module(torch.tensor([[0, 1]]))
     assert fusedlstm.LSTM(3, 4, backend=backend)(torch.tensor([[0, 1]]))[0].shape == (1, 2, 4)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("T, B, I, H", [(3, 0, 5, 7), (1, 1, 1, 1), (70_001, 1, 1, 2)], ids=str)
+@pytest.mark.parametrize(("T", "B", "I", "H"), [(3, 0, 5, 7), (1, 1, 1, 1), (70_001, 1, 1, 2)], ids=str)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_odd_sizes(backend: str, T: int, B: int, I: int, H: int, bidirectional: bool) -> None:  # noqa: E741
     if backend == "eager" and T > 1000:
@@ -230,5 +234,7 @@ def test_function_and_module_agree() -> None:
     for layers, bias, proj, bi in itertools.product((1, 2), (True, False), (0, 3), (True, False)):
         module = fusedlstm.LSTM(5, 7, layers, bias, proj_size=proj, bidirectional=bi)
         x: Tensor = torch.randn(4, 2, 5)
-        y, _ = fusedlstm.lstm(x, None, list(module.parameters()), bias=bias, num_layers=layers, bidirectional=bi)
+        y, _ = fusedlstm.lstm(
+            x, None, list(module.parameters()), bias=bias, num_layers=layers, bidirectional=bi
+        )
         assert torch.equal(y, module(x)[0])

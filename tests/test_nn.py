@@ -18,8 +18,17 @@ from torch.nn.utils import parameters_to_vector, parametrizations, parametrize, 
 import fusedlstm
 
 OPTIONS = [
-    {"num_layers": L, "bias": bias, "batch_first": first, "dropout": 0.2 * (L - 1), "bidirectional": bi, "proj_size": P}
-    for L, bias, first, bi, P in itertools.product((1, 2), (True, False), (True, False), (True, False), (0, 3))
+    {
+        "num_layers": L,
+        "bias": bias,
+        "batch_first": first,
+        "dropout": 0.2 * (L - 1),
+        "bidirectional": bi,
+        "proj_size": P,
+    }
+    for L, bias, first, bi, P in itertools.product(
+        (1, 2), (True, False), (True, False), (True, False), (0, 3)
+    )
 ]
 
 
@@ -36,7 +45,9 @@ def test_every_option(options: dict[str, Any]) -> None:
     ours, torchs = pair(**options)
     assert isinstance(ours, torch.nn.LSTM)
     assert repr(ours) == repr(torchs)
-    assert {k: getattr(ours, k) for k in torchs.__constants__} == {k: getattr(torchs, k) for k in torchs.__constants__}
+    assert {k: getattr(ours, k) for k in torchs.__constants__} == {
+        k: getattr(torchs, k) for k in torchs.__constants__
+    }
     assert [[w.shape for w in group] for group in ours.all_weights] == [
         [w.shape for w in group] for group in torchs.all_weights
     ]
@@ -49,7 +60,10 @@ def test_every_option(options: dict[str, Any]) -> None:
 
 
 def test_signatures_are_torchs() -> None:
-    for ours, torchs in ((fusedlstm.LSTM, torch.nn.modules.rnn.RNNBase), (fusedlstm.LSTMCell, torch.nn.LSTMCell)):
+    for ours, torchs in (
+        (fusedlstm.LSTM, torch.nn.modules.rnn.RNNBase),
+        (fusedlstm.LSTMCell, torch.nn.LSTMCell),
+    ):
         names, defaults = (
             [(p.name, p.default) for p in inspect.signature(cls).parameters.values() if p.name != "mode"]
             for cls in (ours, torchs)
@@ -61,7 +75,10 @@ def test_positional_arguments_and_factory_options() -> None:
     module = fusedlstm.LSTM(5, 7, 2, False, True, 0.5, True, 3, "meta", torch.float64)
     assert (module.num_layers, module.bias, module.batch_first, module.dropout) == (2, False, True, 0.5)
     assert (module.bidirectional, module.proj_size) == (True, 3)
-    assert module.weight_hr_l1_reverse.device.type == "meta" and module.weight_hr_l1_reverse.dtype == torch.float64
+    assert (
+        module.weight_hr_l1_reverse.device.type == "meta"
+        and module.weight_hr_l1_reverse.dtype == torch.float64
+    )
 
 
 def test_dropout_on_one_layer_warns_as_torch_does() -> None:
@@ -71,7 +88,7 @@ def test_dropout_on_one_layer_warns_as_torch_does() -> None:
 
 def test_backend_is_named_in_repr_and_checked() -> None:
     assert repr(fusedlstm.LSTM(5, 7, backend="eager")) == "LSTM(5, 7, backend='eager')"
-    with pytest.raises(ValueError, match="backend must be one of auto, .*got 'fast'"):
+    with pytest.raises(ValueError, match=r"backend must be one of auto, .*got 'fast'"):
         fusedlstm.LSTM(5, 7, backend="fast")
 
 
@@ -126,7 +143,9 @@ def test_a_module_pickled_before_backends_existed() -> None:
     assert module(torch.randn(4, 3, 5))[0].shape == (4, 3, 7) and repr(module) == "LSTM(5, 7)"
 
 
-@pytest.mark.parametrize("parametrization", [parametrizations.weight_norm, parametrizations.spectral_norm], ids=str)
+@pytest.mark.parametrize(
+    "parametrization", [parametrizations.weight_norm, parametrizations.spectral_norm], ids=str
+)
 def test_parametrized_weights(parametrization: Callable[..., torch.nn.Module]) -> None:
     ours, torchs = pair()
     for module in (ours, torchs):
@@ -234,7 +253,9 @@ def _cells(backend: str = "auto", **options: Any) -> tuple[fusedlstm.LSTMCell, t
 @pytest.mark.parametrize("bias", [True, False])
 def test_cell(backend: str, bias: bool) -> None:
     ours, torchs = _cells(backend, bias=bias)
-    assert isinstance(ours, torch.nn.LSTMCell) and repr(torchs) == repr(ours).replace(f", backend='{backend}'", "")
+    assert isinstance(ours, torch.nn.LSTMCell) and repr(torchs) == repr(ours).replace(
+        f", backend='{backend}'", ""
+    )
     for shape in ((5,), (1, 5), (4, 5), (0, 5)):
         x, hx = torch.randn(shape), (torch.randn(*shape[:-1], 7), torch.randn(*shape[:-1], 7))
         torch.testing.assert_close(ours(x), torchs(x))

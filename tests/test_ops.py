@@ -21,11 +21,13 @@ VARIANTS = ["plain", "nobias", "bi", "packed", "ids", "proj"]
 
 def layer(variant: str, dtype: torch.dtype = torch.float64, grads: bool = True) -> tuple[Any, ...]:
     """x, batch_sizes, h0, c0 and weights of a small layer."""
-    T, B, I, H = 4, 3, 2, 4
+    T, B, I, H = 4, 3, 2, 4  # noqa: E741
     D, P = (2 if variant == "bi" else 1), (2 if variant == "proj" else H)
     sizes = torch.tensor([3, 2, 2, 1]) if variant == "packed" else None
     N = T * B if sizes is None else int(sizes.sum())
-    shapes = [(4 * H, I), (4 * H, P)] + [(4 * H,)] * (2 * (variant != "nobias")) + [(P, H)] * (variant == "proj")
+    shapes = (
+        [(4 * H, I), (4 * H, P)] + [(4 * H,)] * (2 * (variant != "nobias")) + [(P, H)] * (variant == "proj")
+    )
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=dtype).requires_grad_(grads)
@@ -87,7 +89,9 @@ def test_one_output_alone_has_its_gradient(backend: str) -> None:
     outputs = layer_fwd(x, sizes, h0, c0, weights, True, backend)[:3]
     random = [torch.randn_like(t) for t in outputs]
     leaves = [x, h0, c0, *weights]
-    apart = [torch.autograd.grad(t, leaves, r, retain_graph=True) for t, r in zip(outputs, random, strict=True)]
+    apart = [
+        torch.autograd.grad(t, leaves, r, retain_graph=True) for t, r in zip(outputs, random, strict=True)
+    ]
     together = torch.autograd.grad(outputs, leaves, random)
     for all_at_once, *parts in zip(together, *apart, strict=True):
         torch.testing.assert_close(all_at_once, sum(parts))
@@ -97,7 +101,9 @@ def test_one_output_alone_has_its_gradient(backend: str) -> None:
 def test_nothing_is_saved_or_differentiable_that_need_not_be(backend: str) -> None:
     arguments = layer("plain")
     *_, c, gates = layer_fwd(*arguments, True, backend)
-    assert c.shape == (1, 12, 4) and gates.shape == (1, 12, 16) and not (c.requires_grad or gates.requires_grad)
+    assert (
+        c.shape == (1, 12, 4) and gates.shape == (1, 12, 16) and not (c.requires_grad or gates.requires_grad)
+    )
     with torch.no_grad():
         *_, c, gates = layer_fwd(*arguments, False, backend)
     assert c.numel() == gates.numel() == 0
@@ -124,7 +130,8 @@ def test_transforms_agree_with_torchs(name: str, backend: str) -> None:
     torchs.load_state_dict(ours.state_dict())
     x, transform = torch.randn(3, 2, 3, dtype=torch.float64), TRANSFORMS[name]
     torch.testing.assert_close(
-        transform(ours, dict(ours.named_parameters()), x), transform(torchs, dict(torchs.named_parameters()), x)
+        transform(ours, dict(ours.named_parameters()), x),
+        transform(torchs, dict(torchs.named_parameters()), x),
     )
 
 
@@ -140,7 +147,9 @@ def test_vmap_over_inputs_weights_and_gradients(backend: str) -> None:
     ensemble = vmap(grad(loss(module)), (0, 0))(stacked, x)
     outer = grad(lambda x: vmap(lambda one: module(one)[0].pow(2).sum())(x).sum())(x)
     for k in range(5):
-        torch.testing.assert_close({n: g[k] for n, g in per_sample.items()}, grad(loss(module))(weights, x[k]))
+        torch.testing.assert_close(
+            {n: g[k] for n, g in per_sample.items()}, grad(loss(module))(weights, x[k])
+        )
         torch.testing.assert_close({n: g[k] for n, g in ensemble.items()}, grad(loss(module))(each[k], x[k]))
         torch.testing.assert_close(outer[k], grad(lambda x: loss(module)(weights, x))(x[k]))
 
@@ -170,7 +179,7 @@ def test_autocast_does_not_reach_into_the_op(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", OPS)
 def test_saved_tensors_are_gates_h_and_c(backend: str) -> None:
-    T, B, I, H = 9, 4, 6, 16
+    T, B, I, H = 9, 4, 6, 16  # noqa: E741
     module = fusedlstm.LSTM(I, H, backend=backend)
     x, known, saved = torch.randn(T, B, I, requires_grad=True), {}, {}
 

@@ -1,4 +1,4 @@
-"""Every backend computes what the reference does, to torch's precision, forward and backward, each time alike."""
+"""Every backend computes what the reference does, to torch's precision, forward and backward, every time."""
 
 from __future__ import annotations
 

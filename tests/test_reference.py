@@ -11,7 +11,7 @@ import torch
 from cases import CASES, Case, data, exact, torchs
 from fusedlstm import reference
 
-T, B, I, H, P = 4, 3, 3, 3, 2
+T, B, I, H, P = 4, 3, 3, 3, 2  # noqa: E741
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -32,7 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def problem(
     proj: bool = False, dropout: bool = False, ids: bool = False, states: bool = True, **options: Any
 ) -> tuple[list[np.ndarray], list[np.ndarray], dict[str, Any]]:
-    """The arguments x, weights, (h0, c0), the gradients of the outputs, and the options of reference.forward."""
+    """The arguments x, weights, (h0, c0); gradients of the outputs; the options of reference.forward."""
     random = np.random.default_rng(1)
     normal = random.standard_normal
     D, L, p = 1 + options.get("bidirectional", False), options.get("num_layers", 1), P if proj else H
@@ -96,7 +96,9 @@ def test_sequential_equals_batched(options: dict[str, Any]) -> None:
     np.testing.assert_allclose(c, batched.c_n, rtol=1e-13)
 
 
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "lengths": [2, 4, 1], "num_layers": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True, "lengths": [2, 4, 1], "num_layers": 2}], ids=str
+)
 def test_each_sequence_alone_equals_the_batch(options: dict[str, Any]) -> None:
     (x, *weights, h0, c0), (dy, dh_n, dc_n), options = problem(**options)
     options.pop("states")
@@ -150,4 +152,6 @@ def test_dropout_masks_act_between_layers() -> None:
 
 def test_sigmoid_saturates_without_a_warning() -> None:
     with np.errstate(all="raise", under="ignore"):
-        np.testing.assert_array_equal(reference.sigmoid(np.array([-np.inf, -1e3, 0, 1e3, np.inf])), [0, 0, 0.5, 1, 1])
+        np.testing.assert_array_equal(
+            reference.sigmoid(np.array([-np.inf, -1e3, 0, 1e3, np.inf])), [0, 0, 0.5, 1, 1]
+        )

@@ -1,8 +1,8 @@
 """The registry of backends: which of them can serve a call, and which one does.
 
-A backend is a module beside this one with `supports(spec)`, `layer_forward` and `layer_backward`, imported when it is
-first asked for. `slower(spec)` is optional and says where torch was measured faster. "torch" is no module: it stands
-for torch's own LSTM, to which fusedlstm.functional hands the whole stack of layers.
+A backend is a module beside this one with `supports(spec)`, `layer_forward` and `layer_backward`, imported
+when it is first asked for. `slower(spec)` is optional and says where torch was measured faster. "torch" is no
+module: it stands for torch's own LSTM, to which fusedlstm.functional hands the whole stack of layers.
 """
 
 from __future__ import annotations
@@ -89,10 +89,14 @@ def resolve(spec: Spec, backend: str) -> str:
         for name in _candidates(spec.device):
             if why_not(spec, name) is None and _slower(spec, name) is None:
                 return name
-        raise ValueError("no backend serves this call: " + "; ".join(f"{n}: {r}" for n, r in reasons(spec).items()))
+        raise ValueError(
+            "no backend serves this call: " + "; ".join(f"{n}: {r}" for n, r in reasons(spec).items())
+        )
     reason = why_not(spec, backend)
     if reason is not None:
-        raise ValueError(f"backend={backend!r} cannot serve this call: {reason}. backend='auto' takes one that can")
+        raise ValueError(
+            f"backend={backend!r} cannot serve this call: {reason}. backend='auto' takes one that can"
+        )
     return backend
 
 
@@ -111,7 +115,11 @@ def reasons(spec: Spec, backend: str = "auto") -> dict[str, str]:
     for name in (*candidates, *(n for n in NAMES if n not in candidates)):
         reason = why_not(spec, name)
         if reason is None and name not in candidates:
-            reason = f"auto does not try it on {spec.device}" if backend == "auto" else f"{backend!r} was asked for"
+            reason = (
+                f"auto does not try it on {spec.device}"
+                if backend == "auto"
+                else f"{backend!r} was asked for"
+            )
         if reason is None and backend == "auto":
             reason = _slower(spec, name)
         if reason is None and chosen is not None:
@@ -146,5 +154,5 @@ def _missing(name: str) -> str | None:
     return _reasons.get(name)
 
 
-# What torch.compiler.assume_constant_result sets, without its import of the compiler: tracing must not enter imports.
+# Tracing must not enter imports. torch.compiler.assume_constant_result does this, but imports the compiler.
 _missing._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -48,7 +48,8 @@ def layer_forward(
         save: also return what the backward needs.
 
     Returns:
-        y [N, D*P], h_n [D, B, P], c_n [D, B, H], c [D, N, H] and activated gates [D, N, 4H] (empty unless save).
+        y [N, D*P], h_n [D, B, P], c_n [D, B, H]; c [D, N, H] and activated gates [D, N, 4H], empty unless
+        save.
     """
     sizes = _sizes(x, batch_sizes, h0)
     outs = [
@@ -108,7 +109,10 @@ def layer_backward(
             dx_d = dgates @ direction.w_ih
             dx = dx_d if dx is None else dx + dx_d
         if needs_dw:
-            h_prev = torch.cat(_previous(y[:, columns].to(acc).split(sizes), h0[d].to(acc), reverse=d == 1) or [h0[d].to(acc)[:0]])
+            h_prev = torch.cat(
+                _previous(y[:, columns].to(acc).split(sizes), h0[d].to(acc), reverse=d == 1)
+                or [h0[d].to(acc)[:0]]
+            )
             dweights.append(_input_weight_gradient(dgates, x, direction.w_ih))
             dweights.append(dgates.t() @ h_prev)
             dweights.extend(dgates.sum(0) for _ in direction.bias)
@@ -138,7 +142,7 @@ def _forward(
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         c_t = f * c[:n] + i * g
         m = o * c_t.tanh()
-        # The next step reads h as it is stored, so that the backward, which has only y, sees the same numbers.
+        # The next step reads h as it is stored: the backward, which has only y, must see the same numbers.
         h_t = (m if w.w_hr is None else m @ w.w_hr.t()).to(h0.dtype).to(acc)
         h, c = torch.cat((h_t, h[n:])), torch.cat((c_t, c[n:]))
         ys.append(h_t)
