@@ -49,7 +49,8 @@ def test_an_untrained_model_predicts_what_is_frequent(model: CharLM) -> None:
 
 def test_forget_gates_start_open_and_one_hot_input_is_heard(model: CharLM) -> None:
     for w_ih, _, b_ih, _ in model.lstm.all_weights:
-        assert (b_ih[H : 2 * H] == 1).all() and (b_ih[:H] != 1).all()
+        assert (b_ih[H : 2 * H] == 1).all()
+        assert (b_ih[:H] != 1).all()
         assert w_ih.isfinite().all()
     assert model.lstm.all_weights[0][0].std().item() == pytest.approx(1 / math.sqrt(3), rel=0.2)
 
@@ -61,7 +62,8 @@ def test_the_loss_is_the_cross_entropy(model: CharLM) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loss, (h, c) = train_step(model, optimizer, x, y, None, 1.0, torch.float32)
     assert loss == pytest.approx(expected, rel=1e-6)
-    assert not h.requires_grad and not c.requires_grad
+    assert not h.requires_grad
+    assert not c.requires_grad
     again, _ = train_step(model, optimizer, x, y, None, 1.0, torch.float32)
     assert again < loss
 
@@ -79,7 +81,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(model: CharLM
         model.decoder.bias[0] = math.nan
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = torch.zeros(2, 1, dtype=torch.int64)
-    with pytest.raises(CharLMError, match="loss is nan.*--learning-rate"):
+    with pytest.raises(CharLMError, match=r"loss is nan.*--learning-rate"):
         train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), x, x, None, 1.0, torch.float32)
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
@@ -98,7 +100,8 @@ def test_carried_state_makes_chunks_one_long_pass(model: CharLM, T: int) -> None
 def test_bfloat16_agrees_roughly(model: CharLM) -> None:
     streams = Streams(np.random.default_rng(0).integers(0, V, 401).astype(np.uint8), 4)
     exact, rough = (evaluate(model, streams, 20, dtype) for dtype in (torch.float32, torch.bfloat16))
-    assert rough == pytest.approx(exact, rel=0.02) and rough != exact
+    assert rough == pytest.approx(exact, rel=0.02)
+    assert rough != exact
 
 
 def independent(probabilities: list[float]) -> CharLM:
@@ -129,7 +132,8 @@ def test_a_tiny_temperature_is_the_likeliest_character(model: CharLM) -> None:
 
 def test_temperature_zero_needs_no_seed_and_follows_the_model(model: CharLM) -> None:
     text = "".join(write(model, b"abcde", b"cab", 20, 0.0))
-    assert text == "".join(write(model, b"abcde", b"cab", 20, 0.0)) and text.startswith("cab")
+    assert text == "".join(write(model, b"abcde", b"cab", 20, 0.0))
+    assert text.startswith("cab")
     ids = torch.tensor(["abcde".index(c) for c in text])[:, None]
     with torch.no_grad():
         likeliest = model(ids)[0][:, 0].argmax(1)  # one long pass: the writer's state was carried right
@@ -157,14 +161,15 @@ def test_without_a_prime_a_line_of_its_own_begins() -> None:
 
 
 def test_unseen_characters_in_the_prime_are_named(model: CharLM) -> None:
-    with pytest.raises(CharLMError, match="'z', byte 0xa9, byte 0xc3$"):
+    with pytest.raises(CharLMError, match=r"'z', byte 0xa9, byte 0xc3$"):
         write(model, b"abcde", "bézb".encode(), 5, 1.0)
 
 
 def test_utf8_arrives_whole_whatever_its_length() -> None:
     text = "aé€😀z"
     pieces = list(_decode(b"", text.encode()))
-    assert "".join(pieces) == text and "😀" in pieces
+    assert "".join(pieces) == text
+    assert "😀" in pieces
     assert "".join(_decode("é".encode()[:1], "é".encode()[1:] + b"!")) == "é!"
 
 

@@ -49,7 +49,8 @@ def test_it_learns_a_text_by_heart(tmp_path: Path) -> None:
         file, rnn_size=32, seq_length=15, learning_rate=0.01, steps=400, out=str(tmp_path / "run")
     )
     last = checkpoint.load(train(settings)).metrics[-1]
-    assert last["step"] == 400 and bits(last["train"]) < 0.1
+    assert last["step"] == 400
+    assert bits(last["train"]) < 0.1
     assert "".join(write(*load_model(tmp_path / "run"), b"The quick", 81, 0.0)) == FOX * 2
 
 
@@ -61,7 +62,7 @@ def stop_after(steps: int) -> Any:
 
 # 3,192 characters in 4 streams are 75 chunks of 10: 73 + 6 steps begin the text anew in between.
 @pytest.mark.parametrize(
-    "changes, n, m",
+    ("changes", "n", "m"),
     [
         ({}, 5, 7),
         ({"dropout": 0.5, "num_layers": 2}, 5, 7),
@@ -115,7 +116,8 @@ def test_training_sees_every_chunk_in_order(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(per_pass + 1):
         run.advance()
     ids = torch.cat(seen[:-1])
-    assert torch.equal(ids, run.streams.rows[: len(ids)].long()) and torch.equal(seen[-1], seen[0])
+    assert torch.equal(ids, run.streams.rows[: len(ids)].long())
+    assert torch.equal(seen[-1], seen[0])
 
 
 def test_the_learning_rate_falls_along_a_cosine() -> None:
@@ -132,10 +134,12 @@ def test_minutes_end_a_run_by_the_clock(tmp_path: Path, text: Path, monkeypatch:
     monkeypatch.setattr("fusedlstm.charlm.train.time.monotonic", lambda: float(next(now)))
     folder = train(tiny(text, steps=None, minutes=0.1, out=str(tmp_path / "run")))
     first = checkpoint.load(folder)
-    assert 6 <= first.seconds < 8 and first.step > 3
+    assert 6 <= first.seconds < 8
+    assert first.step > 3
     train(replace(first.settings, minutes=0.2), str(folder))
     second = checkpoint.load(folder)
-    assert 12 <= second.seconds < 14 and second.step > first.step
+    assert 12 <= second.seconds < 14
+    assert second.step > first.step
 
 
 def test_samples_validation_and_checkpoints_come_early_then_regularly(
@@ -146,7 +150,8 @@ def test_samples_validation_and_checkpoints_come_early_then_regularly(
     assert [m["step"] for m in loaded.metrics] == [100, 200, 250, 500, 620]
     assert all(math.isfinite(m["train"]) and math.isfinite(m["val"]) for m in loaded.metrics)
     shown = capsys.readouterr().out
-    assert shown.count("bits/char: train") == 5 and f"fusedlstm sample {folder}" in shown
+    assert shown.count("bits/char: train") == 5
+    assert f"fusedlstm sample {folder}" in shown
 
 
 def test_a_sample_does_not_change_the_training(tmp_path: Path, text: Path) -> None:
@@ -189,7 +194,7 @@ def test_what_may_not_change_on_resume_is_named(tmp_path: Path, text: Path) -> N
     moved.write_bytes(LINES)
     train(replace(settings, file=str(moved), steps=3, learning_rate=0.1), str(folder))
     moved.write_bytes(LINES + b"!")
-    with pytest.raises(CharLMError, match="the text must be that of .*run, got another"):
+    with pytest.raises(CharLMError, match=r"the text must be that of .*run, got another"):
         train(replace(settings, file=str(moved)), str(folder))
 
 
@@ -222,6 +227,8 @@ def test_the_terminal_gets_a_bar_and_a_file_gets_lines() -> None:
         shown.append(console.file.getvalue())
     for text in shown:
         assert "1.386  2.000 bits/char  2,000 chars/s" in text
-        assert "step 3, bits/char: train 1.000, val 3.000" in text and "[bold]a sample[/bold]" in text
-    assert "\x1b[" in shown[0] and "\x1b[" not in shown[1]
+        assert "step 3, bits/char: train 1.000, val 3.000" in text
+        assert "[bold]a sample[/bold]" in text
+    assert "\x1b[" in shown[0]
+    assert "\x1b[" not in shown[1]
     assert shown[1].count("chars/s") == 1  # a line now and then, not one a step

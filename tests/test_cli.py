@@ -38,26 +38,27 @@ def test_train_resume_sample(tmp_path: Path, text: Path, capfd: pytest.CaptureFi
     out = tmp_path / "run"
     done = run("train", text, "--out", out, "--steps", "20", *TINY)
     assert done.returncode == 0, done.stderr
-    assert (
-        "beer: 2,270 characters" in done.stdout
-        and "chars/s" in done.stdout
-        and "step 20, bits/char" in done.stdout
-    )
-    assert checkpoint.load(out).step == 20 and "\x1b" not in done.stdout
+    assert "beer: 2,270 characters" in done.stdout
+    assert "chars/s" in done.stdout
+    assert "step 20, bits/char" in done.stdout
+    assert checkpoint.load(out).step == 20
+    assert "\x1b" not in done.stdout
 
     assert main(["train", "--resume", str(out), "--steps", "30", "--learning-rate", "0.01"]) == 0
     resumed = checkpoint.load(out)
     assert (resumed.step, resumed.settings.learning_rate, resumed.settings.rnn_size) == (30, 0.01, 8)
 
     done = run("sample", out, "--length", "40", "--seed", "3", "--prime", "5 bière")
-    assert done.returncode == 0 and done.stdout.startswith("5 bière") and 30 < len(done.stdout) <= 48
+    assert done.returncode == 0
+    assert done.stdout.startswith("5 bière")
+    assert 30 < len(done.stdout) <= 48
     capfd.readouterr()
     assert main(["sample", str(out), "--length", "40", "--seed", "3", "--prime", "5 bière"]) == 0
     assert capfd.readouterr().out == done.stdout
 
 
 @pytest.mark.parametrize(
-    "args, message",
+    ("args", "message"),
     [
         (["train", "missing.txt"], "cannot read missing.txt: No such file or directory"),
         (["train", "."], "FILE must be a file, got a folder: ."),
@@ -97,7 +98,9 @@ def test_what_the_user_can_mend_is_one_line_and_exit_code_2(
     Path("damaged", checkpoint.FILE).write_bytes(b"rubbish")
     assert main(args) == 2
     error = capfd.readouterr().err
-    assert error.startswith("fusedlstm: ") and message in error and error.count("\n") == 1
+    assert error.startswith("fusedlstm: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("args", [["train", "--rnn-size", "x"], ["train", "--nonsense"], ["paint"], []])
@@ -119,7 +122,8 @@ def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["train", "--help"])
     shown = capsys.readouterr().out
-    assert caught.value.code == 0 and "FILE" in shown
+    assert caught.value.code == 0
+    assert "FILE" in shown
     for field in fields(Settings)[1:]:
         assert f"--{field.name.replace('_', '-')} " in shown
 
@@ -135,8 +139,10 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path, text: Path) -> None:
                 break
         process.send_signal(signal.SIGINT)
         shown, error = process.communicate(timeout=30)
-    assert process.returncode == 0 and "Traceback" not in error
-    assert f"fusedlstm sample {out}" in shown and f"fusedlstm train --resume {out} --minutes 10" in shown
+    assert process.returncode == 0
+    assert "Traceback" not in error
+    assert f"fusedlstm sample {out}" in shown
+    assert f"fusedlstm train --resume {out} --minutes 10" in shown
     assert checkpoint.load(out).step > 0
 
 
@@ -166,8 +172,10 @@ def test_a_disk_that_refuses_is_said_and_costs_nothing(tmp_path: Path, text: Pat
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     limited = [sys.executable, "-c", LIMITED, "4096", "train", "--resume", str(out), "--steps", "6"]
     done = subprocess.run(limited, capture_output=True, encoding="utf-8", timeout=60)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "cannot save to " in done.stderr and "(the checkpoint before it is whole)" in done.stderr
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "cannot save to " in done.stderr
+    assert "(the checkpoint before it is whole)" in done.stderr
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 
@@ -177,8 +185,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path, text: Path) -
     assert main(["train", str(text), "--out", str(out), "--steps", "1", *TINY]) == 0
     args = command("sample", out, "--length", "100000")
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.read(10)
         process.stdout.close()
         error = process.stderr.read()
-    assert process.wait(timeout=30) == 0 and error == b""
+    assert process.wait(timeout=30) == 0
+    assert error == b""

@@ -137,7 +137,7 @@ def _verses(file: Path) -> str:
 
 def _download(url: str, sha256: str | None = None) -> bytes:
     """A text from the network, kept in the user's cache; checked where its checksum is known."""
-    import pooch  # here, because it takes a while to import and most runs do not need it
+    import pooch  # type: ignore[import-untyped]  # here: slow to import, and most runs do without
 
     try:
         known = f"sha256:{sha256}" if sha256 else None

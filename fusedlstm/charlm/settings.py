@@ -118,8 +118,5 @@ RULES: dict[str, Rule] = {
     "temperature": (lambda v: 0 <= v < math.inf, "a finite number, at least 0"),
 }
 
-# What --resume may change. Of the text only the place may: its checksum is compared.
-CHANGEABLE = frozenset(
-    ("file", "data", "dropout", "learning_rate", "grad_clip", "minutes", "steps", "dtype")
-    + ("save_every", "sample_length", "temperature")
-)
+# What --resume may not change: it is in the weights or in the position in the text (that is compared, too).
+FIXED = ("out", "rnn_size", "num_layers", "seq_length", "batch_size", "optimizer", "val_fraction", "seed")

@@ -20,7 +20,7 @@ from fusedlstm.charlm.corpus import Corpus, Streams
 from fusedlstm.charlm.model import CharLM, State
 from fusedlstm.charlm.report import Report
 from fusedlstm.charlm.sample import write
-from fusedlstm.charlm.settings import CHANGEABLE, CharLMError, Settings
+from fusedlstm.charlm.settings import FIXED, CharLMError, Settings
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True),
@@ -33,7 +33,7 @@ def train(settings: Settings, resume: str = "", stop: Callable[[], bool] = lambd
     """Trains a model, or goes on with a run, and keeps its checkpoint.
 
     Args:
-        settings: all of the run; with resume, the saved settings, of which CHANGEABLE may differ.
+        settings: all of the run; with resume, the saved settings, of which all but FIXED may differ.
         resume: folder of the run to go on with.
         stop: asked between steps; a true answer ends the run early, saved.
 
@@ -168,15 +168,15 @@ class Run:
 
     @classmethod
     def resumed(cls, folder: str, settings: Settings, text: Corpus) -> "Run":
-        """A run exactly as it was saved, with CHANGEABLE settings changed.
+        """A run exactly as it was saved, but for settings that are not FIXED.
 
         Raises:
-            CharLMError: when other settings or the text differ, or the checkpoint is damaged.
+            CharLMError: when FIXED settings or the text differ, or the checkpoint is damaged.
         """
         saved = checkpoint.load(folder)
         before, now = asdict(saved.settings), asdict(settings)
-        for name in now:
-            if now[name] != before[name] and name not in CHANGEABLE:
+        for name in FIXED:
+            if now[name] != before[name]:
                 flag = f"--{name.replace('_', '-')}"
                 raise CharLMError(f"{flag} must stay {before[name]!r} with --resume, got {now[name]!r}")
         if text.sha256 != saved.text_sha256:
