@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "cpu/memory.h"
+#include "dlpack.h"
 
 namespace py = pybind11;
 using namespace fusedlstm;
@@ -75,6 +77,29 @@ double peak(int dtype, int threads, double seconds) {
   return cpu::engine().peak(static_cast<DType>(dtype), threads, seconds);
 }
 
+// A kept buffer as bytes [bytes]; whoever consumes the capsule gives it back by calling the deleter.
+py::capsule buffer(int64_t bytes) {
+  struct Lent {
+    DLManagedTensor managed;
+    int64_t shape;
+  };
+  void* memory = cpu::take_buffer(static_cast<size_t>(bytes));
+  auto* lent = new Lent{{{memory, {1, 0}, 1, {1, 8, 1}, nullptr, nullptr, 0}, nullptr, nullptr}, bytes};
+  lent->managed.tensor.shape = &lent->shape;
+  lent->managed.context = lent;
+  lent->managed.deleter = [](DLManagedTensor* self) {
+    cpu::give_back_buffer(self->tensor.data);
+    delete static_cast<Lent*>(self->context);
+  };
+  return py::capsule(&lent->managed, "dltensor", [](PyObject* capsule) {
+    // A consumed capsule has another name, and its consumer calls the deleter.
+    if (auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor")))
+      managed->deleter(managed);
+    else
+      PyErr_Clear();
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -82,6 +107,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("layer_forward", &layer_forward);
   m.def("layer_backward", &layer_backward);
   m.def("peak", &peak, "FLOP/s of the micro-kernel on data in the L1 cache.");
+  m.def("buffer", &buffer, "A large buffer that is kept for reuse when it is freed, as a DLPack capsule of bytes.");
+  m.def("release_buffers", &cpu::release_buffers, "Give the kept buffers back to the system.");
   m.def("engine", [] { return cpu::engine().name; }, "The instruction set in use.");
   m.def("available_engines", &cpu::available_engines, "Instruction sets that this processor has, widest first.");
   m.def("select_engine", &cpu::select, "Use the named instruction set from now on.");

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kBackwardChunkRows = 320;
 constexpr int64_t kInputRows = 128;              // rows of dx in one task
-constexpr int64_t kWeightRows = 4 * kTileRows;  // rows of dW in one task, at most
+constexpr int64_t kWeightTiles = 4;  // row tiles of dW in one task, at most
 
 template <class E>
 class Backward {
@@ -26,6 +26,7 @@ class Backward {
   using V = AccVector<E>;
   static constexpr int kLanes = cpu::kLanes<E>;
   static constexpr int kPanel = cpu::kPanel<E>;
+  static constexpr int64_t kPairsStride = (kWeightTiles * kTileRows + kLanes - 1) / kLanes * kLanes;
   static constexpr bool kNarrow = sizeof(Elem) != sizeof(Acc);  // dW needs a wider place to grow in
 
  public:
@@ -35,23 +36,24 @@ class Backward {
         threads_(useful_threads(s_, threads)),
         stride_(ceil_div(s_.H, kLanes) * kLanes),
         gate_units_(4 * stride_ / E::kPair),
+        da_stride_(4 * stride_ + kLineBytes / static_cast<int64_t>(sizeof(Elem))),
         hidden_panels_(ceil_div(s_.H, kPanel)),
         input_panels_(p_.ids ? 0 : ceil_div(s_.I, kPanel)),
-        groups_(ceil_div(s_.H, kWeightRows)),
+        groups_(ceil_div(s_.H, kWeightTiles * kTileRows)),
         chunk_(chunk_steps(s_, kBackwardChunkRows)),
         splits_(batch_splits(s_, hidden_panels_, threads_)),
         wants_dw_(p_.gradients[0].dw_ih != nullptr) {
     const int64_t rows = chunk_ * s_.B, row_units = ceil_div(rows, E::kPair);
     for (int64_t d = 0; d < s_.D; ++d) {
       memory_.reserve(steps_[d], s_.T);
-      memory_.reserve(da_[d][0], rows * 4 * stride_);
-      memory_.reserve(da_[d][1], rows * 4 * stride_);
+      memory_.reserve(da_[d][0], rows * da_stride_);
+      memory_.reserve(da_[d][1], rows * da_stride_);
       memory_.reserve(dc_[d], s_.B * stride_);
       memory_.reserve(w_hh_[d], hidden_panels_ * gate_units_ * kPanel);
       if (p_.dx) memory_.reserve(w_ih_[d], input_panels_ * gate_units_ * kPanel);
       if (!wants_dw_) continue;
       memory_.reserve(left_panels_[d], (input_panels_ + hidden_panels_) * row_units * kPanel);
-      memory_.reserve(db_[d], 4 * s_.H);
+      memory_.reserve(db_[d], splits_ * 4 * stride_);
       if (kNarrow && !p_.ids) memory_.reserve(wide_ih_[d], 4 * s_.H * s_.I);
       if (kNarrow) memory_.reserve(wide_hh_[d], 4 * s_.H * s_.H);
       if (p_.ids) memory_.reserve(id_table_[d], s_.I * 4 * s_.H);
@@ -59,7 +61,7 @@ class Backward {
     }
     tile_size_ = std::max(s_.B, kInputRows) * kPanel;
     memory_.reserve(tiles_, threads_ * tile_size_);
-    memory_.reserve(packed_da_, threads_ * row_units * kWeightRows);
+    if (E::kPair == 2) memory_.reserve(pairs_, threads_ * row_units * kPairsStride);
     memory_.allocate();
     for (int64_t d = 0; d < s_.D; ++d) {
       fill_steps(s_, d == 1, steps_[d]);
@@ -82,8 +84,8 @@ class Backward {
     for (int64_t s = s_.T - 1; s >= -1; --s) {
       worker.for_each(D * hidden_panels_ * splits_, [&](int64_t task) {
         step(s, task / splits_ / hidden_panels_, task / splits_ % hidden_panels_, task % splits_, worker.rank);
-      });
-      if (s >= 0 && (chunk_index(s) != chunk_index(s - 1))) chunk_products(worker, s);
+      }, s % 2 != 0);
+      if (s >= 0 && (s == 0 || chunk_index(s) != chunk_index(s - 1))) chunk_products(worker, s);
     }
     worker.for_each(s_.B, [&](int64_t b) { end_sequence(b); });
     if (wants_dw_) worker.for_each(D * 4 * s_.H, [&](int64_t task) { finish_row(task / (4 * s_.H), task % (4 * s_.H)); });
@@ -126,7 +128,7 @@ class Backward {
       for (Elem* da : da_[d])
         for (int64_t row = b; row < chunk_ * s_.B; row += s_.B)
           for (int64_t gate = 0; gate < 4; ++gate)
-            std::fill_n(da + (row * 4 + gate) * stride_ + s_.H, stride_ - s_.H, Elem{0});
+            std::fill_n(da + row * da_stride_ + gate * stride_ + s_.H, stride_ - s_.H, Elem{0});
     }
   }
 
@@ -147,26 +149,48 @@ class Backward {
       carried = next.continued;
       const int64_t count = std::min(b1, next.count) - b0;
       if (count > 0)
-        product<E>(count, gate_units_, {reinterpret_cast<const Unit*>(da_rows(d, s + 1) + b0 * 4 * stride_), gate_units_},
-                   w_hh_[d] + panel * gate_units_ * kPanel, {tile, kPanel, kLanes}, {nullptr, 0, 0});
+        product<E>(count, gate_units_, {reinterpret_cast<const Unit*>(da_rows(d, s + 1) + b0 * da_stride_), da_stride_ / E::kPair},
+                   w_hh_[d] + panel * gate_units_ * kPanel, {tile, kPanel, kLanes}, {nullptr, 0, 0},
+                   [&](int64_t i, int64_t n) {
+                     if (s >= 0) prefetch_saved(s, d, panel, b0, std::min(b1, steps_[d][s].count), i, n);
+                   });
       for (int64_t b = std::max(b0, carried); b < b0 + count; ++b)
         store_columns(static_cast<Elem*>(p_.dh0) + (d * s_.B + b) * s_.H, panel, s_.H, tile + (b - b0) * kPanel);
     }
     if (s < 0) return;
     const int64_t end = std::min(b1, steps_[d][s].count);
     for (int64_t unit = panel * kPanel; unit < std::min((panel + 1) * kPanel, s_.H); unit += kLanes)
-      cells(s, d, unit, b0, end, carried, tile + (unit - panel * kPanel));
+      cells(s, d, unit, split, b0, end, carried, tile + (unit - panel * kPanel));
   }
 
-  void cells(int64_t s, int64_t d, int64_t unit, int64_t b0, int64_t end, int64_t carried, const Acc* tile) {
+  // The i-th of n parts of what cells() will read: it comes from memory while the product runs.
+  void prefetch_saved(int64_t s, int64_t d, int64_t panel, int64_t b0, int64_t end, int64_t i, int64_t n) const {
+    constexpr int64_t kLine = kLineBytes / sizeof(Elem), kWideLine = kLineBytes / sizeof(Acc);
+    const int64_t count = std::max<int64_t>(end - b0, 0), first = panel * kPanel, last = std::min(first + kPanel, s_.H);
+    for (int64_t b = b0 + count * i / n; b < b0 + count * (i + 1) / n; ++b) {
+      const int64_t row = steps_[d][s].row + b, at = d * s_.N + row;
+      for (int64_t unit = first; unit < last; unit += kLine) {
+        for (int64_t gate = 0; gate < 4; ++gate)
+          __builtin_prefetch(static_cast<const Elem*>(p_.gates) + (4 * at + gate) * s_.H + unit, 0, 2);
+        if (p_.dy) __builtin_prefetch(static_cast<const Elem*>(p_.dy) + (row * s_.D + d) * s_.H + unit, 0, 2);
+      }
+      // c of this step was fetched as c_prev of the one before.
+      if (b < steps_[d][s].continued)
+        for (int64_t unit = first; unit < last; unit += kWideLine)
+          __builtin_prefetch(static_cast<const Acc*>(p_.c) + (d * s_.N + steps_[d][s - 1].row + b) * s_.H + unit, 0, 2);
+    }
+  }
+
+  void cells(int64_t s, int64_t d, int64_t unit, int64_t split, int64_t b0, int64_t end, int64_t carried, const Acc* tile) {
     const Step& now = steps_[d][s];
     const int width = lanes_of(unit);
     const int64_t H = s_.H;
     const auto* dy = static_cast<const Elem*>(p_.dy);
     const auto* dh_n = static_cast<const Elem*>(p_.dh_n);
     const auto* saved_c = static_cast<const Acc*>(p_.c) + d * s_.N * H + unit;
-    Elem* da = da_rows(d, s) + b0 * 4 * stride_ + unit;
-    for (int64_t b = b0; b < end; ++b, tile += kPanel, da += 4 * stride_) {
+    Elem* da = da_rows(d, s) + b0 * da_stride_ + unit;
+    Gates<V> sum{};  // over the rows: db
+    for (int64_t b = b0; b < end; ++b, tile += kPanel, da += da_stride_) {
       const int64_t row = now.row + b, sequence = (d * s_.B + b) * H + unit;
       const Elem* gates = static_cast<const Elem*>(p_.gates) + (d * s_.N + row) * 4 * H + unit;
       const Gates<V> a{load_elems<E>(gates, width), load_elems<E>(gates + H, width),
@@ -184,10 +208,19 @@ class Backward {
       V dc = load<V>(state);
       const Gates<V> g = cell_backward<VectorMath>(a, c_prev, c, dh, dc);
       store(state, dc);
+      sum = {sum.i + g.i, sum.f + g.f, sum.g + g.g, sum.o + g.o};
       store_elems<E>(da, g.i, width);
       store_elems<E>(da + stride_, g.f, width);
       store_elems<E>(da + 2 * stride_, g.g, width);
       store_elems<E>(da + 3 * stride_, g.o, width);
+    }
+    if (!wants_dw_) return;
+    Acc* db = db_[d] + split * 4 * stride_ + unit;
+    const bool first = s == s_.T - 1;
+    int64_t gate = 0;
+    for (const V& part : {sum.i, sum.f, sum.g, sum.o}) {
+      store(db + gate * stride_, first ? part : load<V>(db + gate * stride_) + part);
+      ++gate;
     }
   }
 
@@ -195,10 +228,10 @@ class Backward {
 
   struct Chunk {
     int64_t row, rows;  // in the order of memory
-    const Elem* da;     // [rows, 4 * stride_]
+    const Elem* da;     // [rows, da_stride_]
   };
 
-  int64_t chunk_index(int64_t s) const { return s < 0 ? -1 : (s_.T - 1 - s) / chunk_; }
+  int64_t chunk_index(int64_t s) const { return (s_.T - 1 - s) / chunk_; }
 
   // The rows of the chunk that holds step s.
   Chunk chunk_of(int64_t d, int64_t s) const {
@@ -209,7 +242,7 @@ class Backward {
   }
 
   Elem* da_rows(int64_t d, int64_t s) const {
-    return da_[d][chunk_index(s) % 2] + (steps_[d][s].row - chunk_of(d, s).row) * 4 * stride_;
+    return da_[d][chunk_index(s) % 2] + (steps_[d][s].row - chunk_of(d, s).row) * da_stride_;
   }
 
   void chunk_products(const Worker& worker, int64_t s) {
@@ -235,8 +268,8 @@ class Backward {
     Acc* tile = tiles_ + rank * tile_size_;
     const Chunk chunk = chunk_of(d, s);
     const int64_t r0 = cut * kInputRows, rows = std::min(kInputRows, chunk.rows - r0);
-    product<E>(rows, gate_units_, {reinterpret_cast<const Unit*>(chunk.da + r0 * 4 * stride_), gate_units_},
-               w_ih_[d] + panel * gate_units_ * kPanel, {tile, kPanel, kLanes}, {nullptr, 0, 0});
+    product<E>(rows, gate_units_, {reinterpret_cast<const Unit*>(chunk.da + r0 * da_stride_), da_stride_ / E::kPair},
+               w_ih_[d] + panel * gate_units_ * kPanel, {tile, kPanel, kLanes}, {nullptr, 0, 0}, Nothing{});
     for (int64_t r = 0; r < rows; ++r, tile += kPanel) {
       const int64_t row = chunk.row + r0 + r;
       Elem* dx = static_cast<Elem*>(p_.dx) + row * s_.I;
@@ -277,27 +310,29 @@ class Backward {
     const int64_t unit0 = s_.H * group / groups_, count = s_.H * (group + 1) / groups_ - unit0;
     const Elem* da = chunk.da + gate * stride_ + unit0;
     const int64_t row0 = gate * s_.H + unit0;  // in dW
-    if (first) std::fill_n(db_[d] + row0, count, Acc{0});
-    for (int64_t r = 0; r < chunk.rows; ++r) add_row(db_[d] + row0, da + r * 4 * stride_, count);
     if (p_.ids) add_by_id(d, chunk, da, row0, count, first);
 
     const RowTiles tiles(count);
-    Unit* packed = packed_da_ + rank * ceil_div(chunk_ * s_.B, E::kPair) * kWeightRows;
-    for (int64_t i = 0; i < tiles.count; ++i)
-      pack_tile(chunk, da + tiles.begin(i), tiles.begin(i + 1) - tiles.begin(i), packed + row_units * tiles.begin(i));
+    const Left<E> left = turned(chunk, da, count, rank);
     for (int64_t panel = 0; panel < input_panels_ + hidden_panels_; ++panel) {
       const bool hidden = panel >= input_panels_;
       const int64_t columns = hidden ? s_.H : s_.I, index = hidden ? panel - input_panels_ : panel;
       Acc* dw = (hidden ? wide_hh_[d] : wide_ih_[d]) + row0 * columns + index * kPanel;
       const bool whole = (index + 1) * kPanel <= columns;
+      const Unit* b = left_panel(d, panel, chunk);
+      const char* b_end = reinterpret_cast<const char*>(b + row_units * kPanel);
       for (int64_t i = 0; i < tiles.count; ++i) {
         const int64_t rows = tiles.begin(i + 1) - tiles.begin(i);
         Acc* target = dw + tiles.begin(i) * columns;
         Acc edge[kTileRows * kPanel];
         const Result<Acc> out = whole ? Result<Acc>{target, columns, kLanes} : Result<Acc>{edge, kPanel, kLanes};
         const Result<const Acc> init{whole && !first ? target : nullptr, columns, kLanes};
-        kTiles<E, true>[rows - 1]({packed + row_units * tiles.begin(i), 0}, left_panel(d, panel, chunk), row_units, out,
-                                  init);
+        // The sums of the next tile come from L3: ask for them now.
+        for (int64_t r = 0; r < rows && whole; ++r)
+          for (int64_t j = 0; j < kPanel; j += kLineBytes / static_cast<int64_t>(sizeof(Acc)))
+            __builtin_prefetch(target + (rows + r) * columns + j, 1, 3);
+        kTiles<E, true>[rows - 1]({left.a + tiles.begin(i), left.stride}, b, row_units, out, init,
+                                  b_end + i * row_units * kLineBytes);
         for (int64_t r = 0; r < rows && !whole; ++r)
           for (int64_t j = 0; j < columns - index * kPanel; ++j)
             target[r * columns + j] = (first ? 0 : target[r * columns + j]) + edge[r * kPanel + j];
@@ -305,26 +340,25 @@ class Backward {
     }
   }
 
-  // packed[k][r] = da[k][r], for `rows` columns of da (bfloat16: in pairs of k).
-  void pack_tile(const Chunk& chunk, const Elem* da, int64_t rows, Unit* packed) {
-    const int64_t row_stride = 4 * stride_;
-    for (int64_t k = 0; k < ceil_div(chunk.rows, E::kPair); ++k, packed += rows)
-      for (int64_t r = 0; r < rows; ++r) {
-        if constexpr (E::kPair == 1) {
-          packed[r] = da[k * row_stride + r];
-        } else {
-          const uint32_t low = da[2 * k * row_stride + r];
-          const uint32_t high = 2 * k + 1 < chunk.rows ? da[(2 * k + 1) * row_stride + r] : 0;
-          packed[r] = low | high << 16;
-        }
-      }
+  // `count` columns of da as the turned left operand: as they lie, or (bfloat16) with rows 2k and 2k+1 in pairs.
+  Left<E> turned(const Chunk& chunk, const Elem* da, int64_t count, int rank) {
+    if constexpr (E::kPair == 1) {
+      return {da, da_stride_};
+    } else {
+      Unit* pairs = pairs_ + rank * ceil_div(chunk_ * s_.B, 2) * kPairsStride;
+      for (int64_t k = 0; k < ceil_div(chunk.rows, 2); ++k, da += 2 * da_stride_)
+        // Whole vectors: what runs over is the start of the next pair of rows, written after this one.
+        for (int64_t j = 0; j < count; j += kLanes)
+          store(pairs + k * kPairsStride + j, interleave(da + j, 2 * k + 1 < chunk.rows ? da + da_stride_ + j : nullptr));
+      return {pairs, kPairsStride};
+    }
   }
 
   // dW_ih for one-hot rows of x: da is added to the columns that the ids name; kept transposed until the end.
   void add_by_id(int64_t d, const Chunk& chunk, const Elem* da, int64_t row0, int64_t count, bool first) {
     for (int64_t id = 0; id < s_.I && first; ++id) std::fill_n(id_table_[d] + id * 4 * s_.H + row0, count, Acc{0});
     for (int64_t r = 0; r < chunk.rows; ++r)
-      add_row(id_table_[d] + p_.ids[chunk.row + r] * 4 * s_.H + row0, da + r * 4 * stride_, count);
+      add_row(id_table_[d] + p_.ids[chunk.row + r] * 4 * s_.H + row0, da + r * da_stride_, count);
   }
 
   static void add_row(Acc* __restrict sums, const Elem* __restrict row, int64_t count) {
@@ -339,7 +373,10 @@ class Backward {
     else if (kNarrow)
       convert(static_cast<Elem*>(g.dw_ih) + row * s_.I, wide_ih_[d] + row * s_.I, s_.I, 1);
     if (kNarrow) convert(static_cast<Elem*>(g.dw_hh) + row * s_.H, wide_hh_[d] + row * s_.H, s_.H, 1);
-    if (g.db) convert(static_cast<Elem*>(g.db) + row, db_[d] + row, 1, 1);
+    if (!g.db) return;
+    Acc db = 0;
+    for (int64_t split = 0; split < splits_; ++split) db += db_[d][(split * 4 + row / s_.H) * stride_ + row % s_.H];
+    convert(static_cast<Elem*>(g.db) + row, &db, 1, 1);
   }
 
   static void convert(Elem* to, const Acc* from, int64_t count, int64_t from_stride) {
@@ -368,18 +405,18 @@ class Backward {
   const LayerBackward& p_;
   const LayerShape s_;
   const int threads_;
-  const int64_t stride_, gate_units_, hidden_panels_, input_panels_, groups_, chunk_, splits_;
+  const int64_t stride_, gate_units_, da_stride_, hidden_panels_, input_panels_, groups_, chunk_, splits_;
   const bool wants_dw_;
   int64_t tile_size_;
   Workspace memory_;
   Step* steps_[2];
   const Elem** previous_[2];  // [N]: where h_{t-1} of each row is
-  Elem* da_[2][2];  // [chunk rows, 4 * stride_], two chunks: the newer one still needs the older one's first step
+  Elem* da_[2][2];  // [chunk rows, da_stride_], two chunks: the newer one still needs the older one's first step
   Acc* dc_[2];
   Unit *w_hh_[2], *w_ih_[2], *left_panels_[2];
   Acc *db_[2], *wide_ih_[2], *wide_hh_[2], *id_table_[2];
   Acc* tiles_;
-  Unit* packed_da_;
+  Unit* pairs_;
 };
 
 }  // namespace

@@ -26,6 +26,7 @@ class Forward {
   using V = AccVector<E>;
   static constexpr int kLanes = cpu::kLanes<E>;
   static constexpr int64_t kTileWidth = 4 * kLanes;
+  static constexpr int64_t kBlockPanels = 2;
 
  public:
   Forward(const LayerForward& args, int threads)
@@ -40,9 +41,7 @@ class Forward {
         splits_(chunk_ > 1 ? 1 : batch_splits(s_, blocks_, threads_)) {
     for (int64_t d = 0; d < s_.D; ++d) {
       memory_.reserve(steps_[d], s_.T);
-      const int64_t input_width = p_.ids ? kTileWidth : 2 * kPanel<E>;
-      memory_.reserve(w_ih_[d], blocks_ * input_units_ * input_width);
-      memory_.reserve(w_hh_[d], blocks_ * hidden_units_ * 2 * kPanel<E>);
+      memory_.reserve(w_[d], blocks_ * (input_units_ + hidden_units_) * kBlockPanels * kPanel<E>);
       memory_.reserve(bias_[d], blocks_ * kTileWidth);
       memory_.reserve(h_[d][0], s_.B * stride_);
       memory_.reserve(h_[d][1], s_.B * stride_);
@@ -68,7 +67,7 @@ class Forward {
     for (int64_t s = 0; s < s_.T; ++s)
       worker.for_each(tasks * splits_, [&](int64_t task) {
         step(s, task / splits_ / blocks_, task / splits_ % blocks_, task % splits_, worker.rank);
-      });
+      }, s % 2 == 1);
   }
 
  private:
@@ -143,7 +142,8 @@ class Forward {
     for (int half = 0; half < 2; ++half) {
       Acc* c = tile + half * kPanel<E>;
       product<E>(count, hidden_units_, {reinterpret_cast<const Unit*>(h), hidden_units_},
-                 hidden_panel(d, block, half), {c, kTileWidth, kLanes}, {c, kTileWidth, kLanes});
+                 hidden_panel(d, block, half), {c, kTileWidth, kLanes}, {c, kTileWidth, kLanes},
+                 [&](int64_t i, int64_t n) { prefetch_saved(d, block, now.row + b0, count, half * n + i, 2 * n); });
     }
     cells(s, d, block, b0, count, tile);
   }
@@ -161,7 +161,18 @@ class Forward {
     const auto* x = reinterpret_cast<const Unit*>(static_cast<const Elem*>(p_.x) + row * s_.I);
     for (int half = 0; half < 2; ++half)
       product<E>(rows, input_units_, {x, input_units_}, input_panel(d, block, half),
-                 {tile + half * kPanel<E>, kTileWidth, kLanes}, {bias + half * kPanel<E>, 0, kLanes});
+                 {tile + half * kPanel<E>, kTileWidth, kLanes}, {bias + half * kPanel<E>, 0, kLanes}, Nothing{});
+  }
+
+  // The i-th of n parts of the lines that cells() will write: they come from memory while the product runs.
+  void prefetch_saved(int64_t d, int64_t block, int64_t row, int64_t count, int64_t i, int64_t n) const {
+    if (!p_.c) return;
+    for (int64_t r = row + count * i / n; r < row + count * (i + 1) / n; ++r) {
+      const int64_t at = (d * s_.N + r) * s_.H + block * kLanes;
+      __builtin_prefetch(static_cast<Acc*>(p_.c) + at, 1, 2);
+      for (int64_t gate = 0; gate < 4; ++gate)
+        __builtin_prefetch(static_cast<Elem*>(p_.gates) + at + (3 * (d * s_.N + r) + gate) * s_.H, 1, 2);
+    }
   }
 
   void cells(int64_t s, int64_t d, int64_t block, int64_t b0, int64_t count, const Acc* tile) {
@@ -197,16 +208,18 @@ class Forward {
   }
 
   int lanes_of(int64_t block) const { return static_cast<int>(std::min<int64_t>(kLanes, s_.H - block * kLanes)); }
+  // Panels lie in the order of their use: when a step takes both products, a block's W_ih before its W_hh;
+  // when W_ih serves a chunk of steps, all of W_ih before all of W_hh.
   Unit* input_panel(int64_t d, int64_t block, int half) const {
-    return w_ih_[d] + (block * 2 + half) * input_units_ * kPanel<E>;
+    const int64_t before = block * kBlockPanels * (input_units_ + (chunk_ > 1 ? 0 : hidden_units_));
+    return w_[d] + (before + half * input_units_) * kPanel<E>;
   }
   Unit* hidden_panel(int64_t d, int64_t block, int half) const {
-    return w_hh_[d] + (block * 2 + half) * hidden_units_ * kPanel<E>;
+    const int64_t inputs = chunk_ > 1 ? blocks_ : block + 1, others = block;
+    return w_[d] + (kBlockPanels * (inputs * input_units_ + others * hidden_units_) + half * hidden_units_) * kPanel<E>;
   }
-  // Columns of W_ih by id, in the accumulation type.
-  Acc* id_table(int64_t d, int64_t block) const {
-    return reinterpret_cast<Acc*>(w_ih_[d]) + block * s_.I * kTileWidth;
-  }
+  // Columns of W_ih by id, in the accumulation type, in the place of the input panels.
+  Acc* id_table(int64_t d, int64_t block) const { return reinterpret_cast<Acc*>(input_panel(d, block, 0)); }
 
   const LayerForward& p_;
   const LayerShape s_;
@@ -215,7 +228,7 @@ class Forward {
   int64_t tile_size_;
   Workspace memory_;
   Step* steps_[2];
-  Unit *w_ih_[2], *w_hh_[2];
+  Unit* w_[2];
   Acc* bias_[2];
   Elem* h_[2][2];  // the state, double-buffered: other threads still read the old one
   Acc* c_[2];

@@ -45,21 +45,53 @@ inline int64_t batch_splits(const LayerShape& shape, int64_t tasks, int threads)
   return std::clamp<int64_t>(2 * threads / (tasks * shape.D), 1, std::max<int64_t>(shape.B / kTileRows, 1));
 }
 
-// Unit k of column `column`, from rows of a matrix [columns, K] (K contiguous): both elements of a pair.
-template <class E>
-FUSEDLSTM_ALWAYS_INLINE typename E::Unit read_unit(const typename E::Elem* row, int64_t k) {
-  return load<typename E::Unit>(row + k * E::kPair);
+// Lane l of vector v and lane v of vector l change places, for as many vectors as a vector has lanes.
+template <class V>
+FUSEDLSTM_ALWAYS_INLINE void transpose(V* v) {
+  constexpr int n = sizeof(V) / sizeof(V{}[0]);
+  using Index = Vector<std::conditional_t<sizeof(V{}[0]) == 4, int32_t, int64_t>>;
+#pragma GCC unroll 4
+  for (int half = 1; half < n; half *= 2) {
+    Index first{}, second{};
+#pragma GCC unroll 16
+    for (int lane = 0; lane < n; ++lane) {
+      first[lane] = lane & half ? n + lane - half : lane;
+      second[lane] = lane & half ? n + lane : lane + half;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) {
+      if (i & half) continue;
+      const V a = v[i], b = v[i | half];
+      v[i] = FUSEDLSTM_SHUFFLE(a, b, first);
+      v[i | half] = FUSEDLSTM_SHUFFLE(a, b, second);
+    }
+  }
 }
 
 // panel[k][j] = rows[j][k] for `kPanel` rows of which those that are null read as zero: the transposing pack.
 template <class E>
 void pack_columns(const typename E::Elem* const* rows, int64_t K, typename E::Unit* panel) {
-  constexpr int64_t kTogether = 64 / sizeof(typename E::Unit);  // one cache line of every row
-  for (int64_t k0 = 0; k0 < K; k0 += kTogether) {
-    const int64_t k1 = std::min(K, k0 + kTogether);
+  using Units = Vector<typename E::Unit>;
+  constexpr int n = kLanes<E>;
+  int64_t k0 = 0;
+  for (; k0 + n <= K; k0 += n)
+    for (int j0 = 0; j0 < kPanel<E>; j0 += n) {
+      Units square[n];
+#pragma GCC unroll 16
+      for (int j = 0; j < n; ++j) square[j] = rows[j0 + j] ? load<Units>(rows[j0 + j] + k0 * E::kPair) : Units{};
+      transpose(square);
+#pragma GCC unroll 16
+      for (int k = 0; k < n; ++k) store(panel + (k0 + k) * kPanel<E> + j0, square[k]);
+    }
+  for (; k0 < K; ++k0)
     for (int j = 0; j < kPanel<E>; ++j)
-      for (int64_t k = k0; k < k1; ++k) panel[k * kPanel<E> + j] = rows[j] ? read_unit<E>(rows[j], k) : 0;
-  }
+      panel[k0 * kPanel<E> + j] = rows[j] ? load<typename E::Unit>(rows[j] + k0 * E::kPair) : 0;
+}
+
+// Two rows of bfloat16 as pairs; a missing second row reads as zero.
+FUSEDLSTM_ALWAYS_INLINE Vector<uint32_t> interleave(const uint16_t* even, const uint16_t* odd) {
+  const auto low = __builtin_convertvector(load<HalfWords>(even), Vector<uint32_t>);
+  return odd ? low | __builtin_convertvector(load<HalfWords>(odd), Vector<uint32_t>) << 16 : low;
 }
 
 // panel[k][j] = row(k)[column + j]: the pack that keeps rows (bfloat16: rows 2k and 2k+1 interleave).
@@ -78,6 +110,11 @@ void pack_rows(const Row& row_at, int64_t row_count, int64_t column, int64_t col
     } else {
       const typename E::Elem* even = row_at(2 * k);
       const typename E::Elem* odd = 2 * k + 1 < row_count ? row_at(2 * k + 1) : nullptr;
+      if (width == kPanel<E> && even) {
+        for (int j = 0; j < kPanel<E>; j += kLanes<E>)
+          store(panel + j, interleave(even + column + j, odd ? odd + column + j : nullptr));
+        continue;
+      }
       for (int j = 0; j < kPanel<E>; ++j) {
         const uint32_t low = even && j < width ? even[column + j] : 0;
         const uint32_t high = odd && j < width ? odd[column + j] : 0;

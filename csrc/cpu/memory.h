@@ -1,15 +1,28 @@
-// Workspaces and huge pages.
+// Large buffers, kept between calls.
+//
+// A fresh buffer costs its page faults and the kernel's zeroing: for the activations of one training step
+// a tenth of the arithmetic. So large buffers are backed by huge pages, and when they are given back they
+// are kept for the next step, marked as free for the kernel to take whenever it needs the memory.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 namespace fusedlstm::cpu {
 
-// Asks for huge pages behind a buffer that is about to be written for the first time: on 4 KiB pages the
-// page faults of the saved activations alone cost as much as a tenth of the arithmetic.
+// From here on buffers are kept; below, malloc does well.
+constexpr size_t kLargeBytes = size_t{1} << 18;
+
+// At least `bytes` of memory, 64-byte aligned, undefined contents; throws std::bad_alloc.
+void* take_buffer(size_t bytes);
+void give_back_buffer(void* buffer);
+
+// Gives every kept buffer back to the system.
+void release_buffers();
+
+// Asks for huge pages behind memory that is about to be written for the first time.
 void use_huge_pages(void* p, size_t bytes);
 
-// One allocation, cut into 64-byte aligned pieces; contents are undefined.
+// One buffer, cut into 64-byte aligned pieces.
 class Workspace {
  public:
   Workspace() = default;

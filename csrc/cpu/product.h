@@ -14,15 +14,16 @@ constexpr int kTileRows = FUSEDLSTM_TILE_ROWS;
 
 // Bytes of a panel that stay in L1 beside a tile's rows of A.
 constexpr int kPanelCutBytes = 32 * 1024;
+constexpr int kLineBytes = 64;
 
 template <class E>
 constexpr int kPanel = 2 * kLanes<E>;  // columns of a panel
 
-// Left operand: unit (r, k) is at a[r * row_stride + k * k_stride].
+// Left operand: unit (r, k) is at a[r * stride + k], or, turned, at a[k * stride + r].
 template <class E>
 struct Left {
   const typename E::Unit* a;
-  int64_t row_stride;
+  int64_t stride;
 };
 
 // Result: row r has its two vectors at c[r * row_stride] and c[r * row_stride + vector_stride].
@@ -33,10 +34,10 @@ struct Result {
   int64_t vector_stride;
 };
 
-// kPacked: A is [K][kRows] instead of rows of K.
-template <class E, int kRows, bool kPacked>
+// One line of `ahead` is fetched into the L2 cache per unit of K.
+template <class E, int kRows, bool kTurned>
 void tile(Left<E> left, const typename E::Unit* b, int64_t K, Result<typename E::Acc> out,
-          Result<const typename E::Acc> init) {
+          Result<const typename E::Acc> init, const char* ahead) {
   using V = AccVector<E>;
   using D = Dot<E>;
   // Few rows leave the multipliers waiting for their own results: spread K over more accumulators.
@@ -50,18 +51,20 @@ void tile(Left<E> left, const typename E::Unit* b, int64_t K, Result<typename E:
     }
   }
   const typename E::Unit* rows[(kRows + 3) / 4];  // every fourth row: the others by scaled addressing
-  const int64_t stride = kPacked ? 1 : left.row_stride;
+  const int64_t stride = kTurned ? 1 : left.stride;
   FUSEDLSTM_UNROLL
   for (int r = 0; r < kRows; r += 4) rows[r / 4] = left.a + r * stride;
   const int64_t stride3 = 3 * stride;
   const int64_t offsets[4] = {0, stride, 2 * stride, stride3};
 
   const auto step = [&](int split, int64_t k) __attribute__((always_inline)) {
+    // With few rows the loads of b fill the memory's time as it is.
+    if constexpr (kRows > 4) __builtin_prefetch(ahead + k * kLineBytes, 0, 2);
     const auto b0 = D::read_b(b + k * kPanel<E>);
     const auto b1 = D::read_b(b + k * kPanel<E> + kLanes<E>);
     FUSEDLSTM_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const auto a = D::read_a(kPacked ? left.a + k * kRows + r : rows[r / 4] + offsets[r % 4] + k);
+      const auto a = D::read_a(kTurned ? left.a + k * left.stride + r : rows[r / 4] + offsets[r % 4] + k);
       D::step(acc[split][r][0], a, b0);
       D::step(acc[split][r][1], a, b1);
     }
@@ -86,16 +89,17 @@ void tile(Left<E> left, const typename E::Unit* b, int64_t K, Result<typename E:
 }
 
 template <class E>
-using Tile = void (*)(Left<E>, const typename E::Unit*, int64_t, Result<typename E::Acc>, Result<const typename E::Acc>);
+using Tile = void (*)(Left<E>, const typename E::Unit*, int64_t, Result<typename E::Acc>, Result<const typename E::Acc>,
+                      const char*);
 
-template <class E, bool kPacked, int... kRows>
+template <class E, bool kTurned, int... kRows>
 constexpr auto make_tiles(std::integer_sequence<int, kRows...>) {
-  return std::array<Tile<E>, sizeof...(kRows)>{tile<E, kRows + 1, kPacked>...};
+  return std::array<Tile<E>, sizeof...(kRows)>{tile<E, kRows + 1, kTurned>...};
 }
 
 // kTiles[r - 1] computes r rows.
-template <class E, bool kPacked>
-constexpr auto kTiles = make_tiles<E, kPacked>(std::make_integer_sequence<int, kTileRows>{});
+template <class E, bool kTurned>
+constexpr auto kTiles = make_tiles<E, kTurned>(std::make_integer_sequence<int, kTileRows>{});
 
 // M rows in as few tiles as possible, all of nearly the same height.
 struct RowTiles {
@@ -104,26 +108,36 @@ struct RowTiles {
   int64_t begin(int64_t i) const { return M * i / count; }
 };
 
-// K counts units. With init.c null the product starts from zero.
-template <class E>
+// K counts units. With init.c null the product starts from zero. While the rows of A pass over one cut of the
+// panel, what follows it in memory is fetched from L3: panels lie in the order in which they are used.
+// meanwhile(i, n) is called before the i-th of n tiles: the place to prefetch what comes after the product.
+template <class E, class Meanwhile>
 void product(int64_t M, int64_t K, Left<E> left, const typename E::Unit* b, Result<typename E::Acc> out,
-             Result<const typename E::Acc> init) {
+             Result<const typename E::Acc> init, const Meanwhile& meanwhile) {
   constexpr int64_t kCut = kPanelCutBytes / (kPanel<E> * sizeof(typename E::Unit));
   const RowTiles tiles(M);
+  constexpr int64_t lines_per_unit = kPanel<E> * sizeof(typename E::Unit) / kLineBytes;
   const int64_t cuts = K > kCut ? (K + kCut - 1) / kCut : 1;
   for (int64_t cut = 0; cut < cuts; ++cut) {
     const int64_t k0 = K * cut / cuts, k1 = K * (cut + 1) / cuts;
+    const char* end = reinterpret_cast<const char*>(b + k1 * kPanel<E>);
     for (int64_t i = 0; i < tiles.count; ++i) {
+      meanwhile(cut * tiles.count + i, cuts * tiles.count);
       const int64_t r0 = tiles.begin(i), rows = tiles.begin(i + 1) - r0;
       const Result<typename E::Acc> target{out.c + r0 * out.row_stride, out.row_stride, out.vector_stride};
       Result<const typename E::Acc> start{target.c, target.row_stride, target.vector_stride};
       if (cut == 0)
         start = {init.c ? init.c + r0 * init.row_stride : nullptr, init.row_stride, init.vector_stride};
-      kTiles<E, false>[rows - 1]({left.a + r0 * left.row_stride + k0, left.row_stride},
-                                 b + k0 * kPanel<E>, k1 - k0, target, start);
+      kTiles<E, false>[rows - 1]({left.a + r0 * left.stride + k0, left.stride},
+                                 b + k0 * kPanel<E>, k1 - k0, target, start,
+                                 i < lines_per_unit ? end + i * (k1 - k0) * kLineBytes : end);
     }
   }
 }
+
+struct Nothing {
+  void operator()(int64_t, int64_t) const {}
+};
 
 }  // namespace
 }  // namespace fusedlstm::cpu

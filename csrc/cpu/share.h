@@ -10,12 +10,13 @@ struct Worker {
   Team& team;
   int rank;
 
-  // Runs task(0..count-1), each once, somewhere in the team; all are done when it returns.
+  // Runs task(0..count-1), each once, somewhere in the team; all are done when it returns. Steps that go
+  // over the same weights alternate in direction: what the last step used last is still in the L2 cache.
   template <class Task>
-  void for_each(int64_t count, const Task& task) const {
+  void for_each(int64_t count, const Task& task, bool downwards = false) const {
     const int64_t size = team.size;
     if (size == 1) {
-      for (int64_t i = 0; i < count; ++i) task(i);
+      for (int64_t i = 0; i < count; ++i) task(downwards ? count - 1 - i : i);
       return;
     }
     for (int64_t turn = 0; turn < size; ++turn) {
@@ -24,7 +25,7 @@ struct Worker {
       int64_t* next = &team.cursors[owner].next;
       while (begin + __atomic_load_n(next, __ATOMIC_RELAXED) < end) {
         const int64_t i = begin + __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-        if (i < end) task(i);
+        if (i < end) task(downwards ? end - 1 - (i - begin) : i);
       }
     }
     barrier(team);

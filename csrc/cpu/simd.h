@@ -12,6 +12,13 @@
 #define FUSEDLSTM_UNROLL _Pragma("GCC unroll 16")
 #define FUSEDLSTM_ALWAYS_INLINE inline __attribute__((always_inline))
 
+// Lanes of two vectors by index, under each compiler's name.
+#if defined(__clang__)
+#error "clang needs __builtin_shufflevector with constant indices"
+#else
+#define FUSEDLSTM_SHUFFLE(a, b, index) __builtin_shuffle(a, b, index)
+#endif
+
 namespace fusedlstm::cpu {
 namespace {
 

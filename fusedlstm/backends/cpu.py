@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.functional import pad
 from .. import _C
 from . import Spec
 
+_LARGE_BYTES = 1 << 18
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as in csrc/recurrence.h
 
 
@@ -31,11 +33,11 @@ def layer_forward(
     """Runs one layer in all its directions; arguments and results as backends.eager.layer_forward."""
     D, B, H = h0.shape
     N = x.shape[0]
-    y = h0.new_empty(N, D * H)
+    y = _empty((N, D * H), h0.dtype)
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
     accumulation = torch.float64 if h0.dtype == torch.float64 else torch.float32
-    c = h0.new_empty((D, N, H) if save else 0, dtype=accumulation)
-    gates = h0.new_empty((D, N, 4 * H) if save else 0)
+    c = _empty((D, N, H), accumulation) if save else h0.new_empty(0, dtype=accumulation)
+    gates = _empty((D, N, 4 * H), h0.dtype) if save else h0.new_empty(0)
     if N == 0:
         return y, h_n.copy_(h0), c_n.copy_(c0), c, gates
     x, weights = _even_inputs(x, weights, D)
@@ -72,12 +74,12 @@ def layer_backward(
         dc0 = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
         return h0.new_zeros(x.shape if needs_dx else 0), dh0, dc0, [w.new_zeros(w.shape if needs_dw else 0) for w in weights]
     x, even_weights = _even_inputs(x, weights, D)
-    dx = torch.empty_like(x) if needs_dx else h0.new_empty(0)
+    dx = _empty(x.shape, x.dtype) if needs_dx else h0.new_empty(0)
     # Per direction w_ih, w_hh and one gradient for both biases.
     per_direction = len(weights) // D
     bias = per_direction > 2
     grads = [
-        [torch.empty_like(even_weights[d * per_direction + k]) for k in range(2 + bias)] if needs_dw else []
+        [_empty(even_weights[d * per_direction + k].shape, h0.dtype) for k in range(2 + bias)] if needs_dw else []
         for d in range(D)
     ]
     _C.layer_backward(
@@ -92,6 +94,14 @@ def layer_backward(
     # b_ih and b_hh have equal gradients; each needs its own tensor.
     dweights = [dw for g in grads for dw in (g[0][:, :I].contiguous(), g[1], *([g[2], g[2].clone()] if bias else ()))]
     return dx[:, :I].contiguous() if needs_dx else dx, dh0, dc0, dweights
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """torch.empty, but large memory comes from the engine, which keeps it for the next step when it is freed."""
+    count = math.prod(shape)
+    if count * dtype.itemsize < _LARGE_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_dlpack(_C.buffer(count * dtype.itemsize)).view(dtype).view(shape)
 
 
 def _even_inputs(x: Tensor, weights: Sequence[Tensor], D: int) -> tuple[Tensor, Sequence[Tensor]]:
