@@ -1,0 +1,42 @@
+# `make demo` and `make test` need python3, GCC and a package index, and install all else into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints-ci.txt $(shell find csrc -type f)
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints-ci.txt --editable
+DEMO_RUN := runs/demo
+DEMO_MINUTES ?= 2
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/library
+	rm -rf $(DEMO_RUN)
+	$(BIN)/fusedlstm train --out $(DEMO_RUN) --minutes $(DEMO_MINUTES)
+	$(BIN)/fusedlstm sample $(DEMO_RUN) --length 600
+
+test: $(VENV)/tools
+	$(BIN)/pytest
+
+lint: $(VENV)/tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f)
+
+bench: $(VENV)/tools
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fusedlstm/_C*.so
+
+# Stamps: an install is repeated when what it was made from has changed.
+$(VENV)/library: $(SOURCES) | $(BIN)/python
+	$(INSTALL) .
+	touch $@
+
+$(VENV)/tools: $(SOURCES) | $(BIN)/python
+	$(INSTALL) '.[bench,lint,test]'
+	touch $@ $(VENV)/library
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
