@@ -49,12 +49,7 @@ def run_layer(
     backend: str,
 ) -> Forward:
     """Calls layer_fwd, past its autograd kernel (3 us in Python) where nothing can ask for a derivative."""
-    if (
-        save
-        or torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-    ):
+    if save or torch.compiler.is_compiling() or forward_ad._current_level >= 0:
         return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend)
     with torch._C._AutoDispatchBelowAutograd():
         return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,13 +14,19 @@ from torch.export import Dim
 
 import fusedlstm
 from cases import BACKENDS
+from fusedlstm import functional
+from fusedlstm.backends import load
+
+registry = importlib.import_module("fusedlstm.backends")
 
 OPS = [name for name in BACKENDS if name != "torch"]
 
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
+    functional._resolve_cached.cache_clear()
     yield
+    functional._resolve_cached.cache_clear()
     torch._dynamo.reset()
 
 
@@ -85,6 +92,25 @@ def test_compile_other_calls(case: str) -> None:
     tolerance = {"rtol": 1e-2, "atol": 1e-3} if case == "half" else {}  # which ours sums in float32
     torch.testing.assert_close(found, expected, **tolerance)
     assert found[0].requires_grad
+
+
+@pytest.mark.parametrize("why", ["slower", "missing"])
+def test_what_auto_leaves_to_torch_is_compiled_as_ours(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if why == "slower":
+        monkeypatch.setattr(load(OPS[0]), "slower", lambda spec: "torch is faster", raising=False)
+    else:
+        monkeypatch.setitem(registry._reasons, "cpu", "not available here")
+    module, x, graphs = fusedlstm.LSTM(5, 7), torch.randn(4, 3, 5), []
+    assert "torch  runs" in fusedlstm.explain(module, x)
+
+    def compiler(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch.testing.assert_close(torch.compile(module, backend=compiler, fullgraph=True)(x), module(x))
+    ours = [node for graph in graphs for node in graph.graph.nodes if "layer_fwd" in str(node.target)]
+    # torch's own could not be differentiated there.
+    assert [node.args[-1] for node in ours] == [OPS[0] if why == "slower" else "eager"]
 
 
 def test_compile_with_inductor() -> None:
