@@ -24,7 +24,9 @@ lint: $(VENV)/tools
 	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f)
 
 bench: $(VENV)/tools
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.bench_layer
+	$(BIN)/python -m benchmarks.bench_train
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fusedlstm/_C*.so
@@ -35,7 +37,7 @@ $(VENV)/library: $(SOURCES) | $(BIN)/python
 	touch $@
 
 $(VENV)/tools: $(SOURCES) | $(BIN)/python
-	$(INSTALL) '.[bench,lint,test]'
+	$(INSTALL) '.[lint,test]'
 	touch $@ $(VENV)/library
 
 $(BIN)/python:
