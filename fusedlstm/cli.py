@@ -1,5 +1,6 @@
 """The command line: `fusedlstm train` and `fusedlstm sample` (also `python -m fusedlstm`)."""
 
+import io
 import os
 import signal
 import sys
@@ -65,6 +66,8 @@ Command = Annotated[Train, subcommand("train")] | Annotated[Sample, subcommand("
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line (by default the process's) and returns its exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 still shows the rest
     try:
         command = tyro.cli(Command, args=args, prog="fusedlstm")
         if isinstance(command, Train) and command.resume:

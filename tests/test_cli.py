@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -116,6 +117,16 @@ def test_any_bytes_are_a_text(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert main(["train", str(file), "--out", str(tmp_path / "run"), "--steps", "2", *TINY]) == 0
     assert main(["sample", str(tmp_path / "run"), "--length", "50", "--prime", "é"]) == 0
     assert "256 different" in capfd.readouterr().out
+
+
+def test_a_terminal_without_utf8_shows_the_rest(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(shown, encoding="ascii", write_through=True))
+    assert main(["train", str(text), "--out", str(tmp_path / "run"), "--steps", "1", *TINY]) == 0
+    assert main(["sample", str(tmp_path / "run"), "--prime", "bière", "--length", "9"]) == 0
+    assert b"bi?re" in shown.getvalue()
 
 
 def test_every_setting_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:

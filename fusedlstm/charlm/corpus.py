@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import torch
@@ -143,8 +144,8 @@ def _download(url: str, sha256: str | None = None) -> bytes:
         known = f"sha256:{sha256}" if sha256 else None
         return Path(pooch.retrieve(url, known, path=pooch.os_cache("fusedlstm"))).read_bytes()
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise CharLMError(f"cannot download {url} ({reason}); without a network give a FILE") from None
+        reason = shorten(str(error), 120)
+        raise CharLMError(f"cannot download {url}: {reason}; without a network give a FILE") from None
 
 
 _GITHUB = "https://raw.githubusercontent.com"

@@ -54,8 +54,8 @@ class Report:
             f"loss {self.loss:.3f}  {bits(self.loss):.3f} bits/char  {1 / self.seconds_per_char:,.0f} chars/s"
         )
         self.bar.update(self.task, completed=progress, step=step, figures=figures)
-        if not self.console.is_terminal and time.monotonic() >= self.next_line:
-            self.next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+        if not self.console.is_terminal and time.perf_counter() >= self.next_line:
+            self.next_line = time.perf_counter() + SECONDS_BETWEEN_LINES
             left = self.bar.tasks[0].time_remaining
             self.say(f"step {step}  {progress:.0%}  {figures}" + (f"  {left:.0f} s left" if left else ""))
 

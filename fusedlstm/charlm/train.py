@@ -63,10 +63,10 @@ def train(settings: Settings, resume: str = "", stop: Callable[[], bool] = lambd
                 checkpoint.save(folder, run.checkpoint())
                 report.pause(run.metrics[-1], run.sample())
         checkpoint.save(folder, run.checkpoint())
-        report.say(f"saved in {folder} after step {run.step}, {run.seconds / 60:.1f} minutes of training")
-        report.say(f"  to let it write: fusedlstm sample {shlex.quote(str(folder))}")
-        more = f"--steps {2 * run.step}" if run.settings.steps else f"--minutes {2 * run.settings.minutes:g}"
-        report.say(f"  to train it on:  fusedlstm train --resume {shlex.quote(str(folder))} {more}")
+    report.say(f"saved in {folder} after step {run.step}, {run.seconds / 60:.1f} minutes of training")
+    report.say(f"  to let it write: fusedlstm sample {shlex.quote(str(folder))}")
+    more = f"--steps {2 * run.step}" if run.settings.steps else f"--minutes {2 * run.settings.minutes:g}"
+    report.say(f"  to train it on:  fusedlstm train --resume {shlex.quote(str(folder))} {more}")
     return folder
 
 
@@ -93,7 +93,7 @@ class Run:
         self.losses: list[float] = []  # since the last validation
         self.metrics: list[dict[str, float]] = []
         self.seconds = self.step_seconds = 0.0
-        self.started = time.monotonic()
+        self.started = time.perf_counter()
 
     @property
     def chars_per_step(self) -> int:
@@ -121,7 +121,7 @@ class Run:
         Raises:
             CharLMError: when the loss or its gradient is not finite; the weights are as they were.
         """
-        began = time.monotonic()
+        began = time.perf_counter()
         T = self.settings.seq_length
         chunk = self.step % (self.streams.n // T)
         if chunk == 0:
@@ -135,8 +135,8 @@ class Run:
         loss, self.state = train_step(self.model, self.optimizer, x, y, self.state, grad_clip, dtype)
         self.step += 1
         self.losses.append(loss)
-        self.seconds = time.monotonic() - self.started
-        self.step_seconds = time.monotonic() - began
+        self.seconds = time.perf_counter() - self.started
+        self.step_seconds = time.perf_counter() - began
         return loss
 
     def validate(self) -> None:
@@ -183,7 +183,7 @@ class Run:
             raise CharLMError(f"the text must be that of {folder}, got another ({text.name})")
         run = cls(settings, text)
         run.step, run.metrics = saved.step, saved.metrics
-        run.seconds, run.started = saved.seconds, time.monotonic() - saved.seconds
+        run.seconds, run.started = saved.seconds, time.perf_counter() - saved.seconds
         try:
             run.model.load_state_dict(saved.part("model."))
             values: dict[int, dict[str, Tensor]] = {}
