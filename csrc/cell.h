@@ -19,15 +19,20 @@ struct Gates {
   V i, f, g, o;
 };
 
-// Turns pre-activations into gates in place; c comes in as c_{t-1} and leaves as c_t; returns h_t.
+// Turns pre-activations into gates in place; c comes in as c_{t-1} and leaves as c_t.
 template <class Math, class V>
-FUSEDLSTM_INLINE V cell_forward(Gates<V>& a, V& c) {
+FUSEDLSTM_INLINE void cell_state(Gates<V>& a, V& c) {
   a.i = Math::sigmoid(a.i);
   a.f = Math::sigmoid(a.f);
   a.g = Math::tanh(a.g);
   a.o = Math::sigmoid(a.o);
   c = a.f * c + a.i * a.g;
-  return a.o * Math::tanh(c);
+}
+
+// h_t from the output gate and c_t.
+template <class Math, class V>
+FUSEDLSTM_INLINE V cell_output(V o, V c) {
+  return o * Math::tanh(c);
 }
 
 // Gradients of the pre-activations; dc comes in as the carry from t+1 and leaves as the carry to t-1.

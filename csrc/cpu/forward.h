@@ -175,34 +175,44 @@ class Forward {
     }
   }
 
+  // The cells of one block, some rows at a time: first all their c, then all their h. One row after the other
+  // would wait for its own exponentials, one after the other.
   void cells(int64_t s, int64_t d, int64_t block, int64_t b0, int64_t count, const Acc* tile) {
+    constexpr int64_t kTogether = 8;
     const Step& now = steps_[d][s];
     const int64_t unit = block * kLanes, H = s_.H;
     const int width = lanes_of(block);
     // Sequences from here on do not go on: this is their last step.
     const int64_t going_on = s + 1 < s_.T ? steps_[d][s + 1].continued : 0;
-    for (int64_t b = b0; b < b0 + count; ++b, tile += kTileWidth) {
-      const int64_t row = now.row + b;
-      Gates<V> a{load<V>(tile), load<V>(tile + kLanes), load<V>(tile + 2 * kLanes), load<V>(tile + 3 * kLanes)};
-      Acc* state = c_[d] + b * stride_ + unit;
-      V c = load<V>(state);
-      const V h = cell_forward<VectorMath>(a, c);
-      store(state, c);
-      // Lanes beyond H stay zero: with an infinite input they would hold NaN, and NaN * 0 spreads.
-      store_elems<E>(h_[d][(s + 1) % 2] + b * stride_ + unit, h, width);
-      store_elems<E>(static_cast<Elem*>(p_.y) + (row * s_.D + d) * H + unit, h, width);
-      if (p_.c) {
-        Elem* gates = static_cast<Elem*>(p_.gates) + (d * s_.N + row) * 4 * H + unit;
+    for (int64_t first = b0; first < b0 + count; first += kTogether) {
+      const int64_t last = std::min(first + kTogether, b0 + count);
+      V o[kTogether], c[kTogether];
+      for (int64_t b = first; b < last; ++b, tile += kTileWidth) {
+        Gates<V> a{load<V>(tile), load<V>(tile + kLanes), load<V>(tile + 2 * kLanes), load<V>(tile + 3 * kLanes)};
+        Acc* state = c_[d] + b * stride_ + unit;
+        V c_t = load<V>(state);
+        cell_state<VectorMath>(a, c_t);
+        store(state, c_t);
+        o[b - first] = a.o;
+        c[b - first] = c_t;
+        if (!p_.c) continue;
+        const int64_t row = d * s_.N + now.row + b;
+        Elem* gates = static_cast<Elem*>(p_.gates) + row * 4 * H + unit;
         store_elems<E>(gates, a.i, width);
         store_elems<E>(gates + H, a.f, width);
         store_elems<E>(gates + 2 * H, a.g, width);
         store_elems<E>(gates + 3 * H, a.o, width);
-        store_elems<Wide<E>>(static_cast<Acc*>(p_.c) + (d * s_.N + row) * H + unit, c, width);
+        store_elems<Wide<E>>(static_cast<Acc*>(p_.c) + row * H + unit, c_t, width);
       }
-      if (b >= going_on) {
-        const int64_t last = (d * s_.B + b) * H + unit;
-        store_elems<E>(static_cast<Elem*>(p_.h_n) + last, h, width);
-        store_elems<E>(static_cast<Elem*>(p_.c_n) + last, c, width);
+      for (int64_t b = first; b < last; ++b) {
+        const V h = cell_output<VectorMath>(o[b - first], c[b - first]);
+        // Lanes beyond H stay zero: with an infinite input they would hold NaN, and NaN * 0 spreads.
+        store_elems<E>(h_[d][(s + 1) % 2] + b * stride_ + unit, h, width);
+        store_elems<E>(static_cast<Elem*>(p_.y) + ((now.row + b) * s_.D + d) * H + unit, h, width);
+        if (b < going_on) continue;
+        const int64_t end = (d * s_.B + b) * H + unit;
+        store_elems<E>(static_cast<Elem*>(p_.h_n) + end, h, width);
+        store_elems<E>(static_cast<Elem*>(p_.c_n) + end, c[b - first], width);
       }
     }
   }

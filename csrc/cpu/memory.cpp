@@ -14,6 +14,7 @@ namespace fusedlstm::cpu {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kWorthTelling = size_t{32} << 20;  // below, the call costs more than the memory is worth
 constexpr size_t kKeptBytes = size_t{1} << 30;  // what is kept at most
 
 struct Buffer {
@@ -93,7 +94,7 @@ void give_back_buffer(void* buffer) {
   }
   while (p.kept_bytes + returned.bytes > kKeptBytes) std::free(p.remove(p.kept.begin()).memory);
 #if defined(__linux__) && defined(MADV_FREE)
-  madvise(returned.memory, returned.bytes, MADV_FREE);
+  if (returned.bytes >= kWorthTelling) madvise(returned.memory, returned.bytes, MADV_FREE);
 #endif
   p.kept.push_back(returned);
   p.kept_bytes += returned.bytes;

@@ -10,8 +10,9 @@
 namespace fusedlstm::cpu {
 namespace {
 
-// About 50 microseconds: longer than the usual spread between threads, shorter than a time slice.
-constexpr int kSpins = 1000;
+// About 200 microseconds: longer than the usual spread between threads (a sleeping one takes tens of
+// microseconds to wake), far shorter than a time slice.
+constexpr int kSpins = 8000;
 
 inline void pause_cpu() {
 #if defined(__x86_64__) || defined(__i386__)
