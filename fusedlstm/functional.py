@@ -197,12 +197,12 @@ def _stack(
         _check_state(0, h0, (L * D, B, P), w_ih)
         _check_state(1, c0, (L * D, B, H), w_ih)
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h0, c0, *weights))
-    dtype = _storage_dtype(w_ih)
+    device = w_ih.device.type
+    casts = _autocasts(device)
+    dtype = _storage_dtype(w_ih) if casts else w_ih.dtype
     # A cache is opaque to tracing, and symbolic sizes do not hash.
     choose = _resolve if torch.compiler.is_compiling() else _resolve_cached
-    name = choose(
-        backend, w_ih.device.type, dtype, T, B, I, H, P, D, L, bias, ids, batch_sizes is not None, grad
-    )
+    name = choose(backend, device, dtype, T, B, I, H, P, D, L, bias, ids, batch_sizes is not None, grad)
     if name == "torch":
         # Tensors as they came: under autocast torch casts by its own rules.
         if cell:
@@ -212,7 +212,7 @@ def _stack(
             return torch._VF.lstm(x, batch_sizes, (h0, c0), list(weights), *options)
         y, h_n, c_n = torch._VF.lstm(x.view(T, B, I), (h0, c0), list(weights), *options, False)
         return y.reshape(T * B, D * P), h_n, c_n
-    if _autocasts(w_ih.device.type):
+    if casts:
         x = x if ids else x.to(dtype)
         h0, c0, weights = h0.to(dtype), c0.to(dtype), [w.to(dtype) for w in weights]
     if L == 1:
@@ -270,13 +270,11 @@ def _check_count(weights: Sequence[Tensor], bias: bool, num_layers: int, bidirec
 def _check_pair(hx: States, dim: int = 0) -> None:
     if len(hx) != 2:
         raise RuntimeError(f"hx must be two states (h0, c0), got {len(hx)}")
-    for k, state in enumerate(hx):
+    for state in hx:
         if not isinstance(state, Tensor):
-            raise TypeError(f"hx[{k}] must be a Tensor, got {type(state).__name__}")
+            raise TypeError(f"hx must be Tensors, got {type(state).__name__}")
         if dim and state.dim() != dim:
-            raise RuntimeError(
-                f"hx[{k}] must be {dim}D for {'un' * (dim == 2)}batched input, got {state.dim()}D"
-            )
+            raise RuntimeError(f"hx must be {dim}D for {'un' * (dim == 2)}batched input, got {state.dim()}D")
 
 
 def _check_state(k: int, state: Tensor, shape: tuple[int, ...], weight: Tensor) -> None:

@@ -46,10 +46,10 @@ WRONG: dict[str, tuple[Callable[[], tuple], str]] = {
     "h0 batch": (lambda: (x(), states(h=(1, 3, H))), r"hx\[0\].*\[1, 2, 7\], got \[1, 3, 7\]"),
     "c0 batch": (lambda: (x(), states(c=(1, 3, H))), r"hx\[1\].*\[1, 2, 7\], got \[1, 3, 7\]"),
     "c0 layers": (lambda: (x(), states(c=(2, B, H))), r"hx\[1\].*\[1, 2, 7\], got \[2, 2, 7\]"),
-    "h0 2D": (lambda: (x(), states(h=(1, H))), r"hx\[0\] must be 3D for batched input, got 2D"),
+    "h0 2D": (lambda: (x(), states(h=(1, H))), r"hx must be 3D for batched input, got 2D"),
     "c0 3D unbatched": (
         lambda: (x(T, I), states(h=(1, H))),
-        r"hx\[1\] must be 2D for unbatched input, got 3D",
+        r"hx must be 2D for unbatched input, got 3D",
     ),
     "hx float64": (lambda: (x(), states(dtype=torch.float64)), r"hx\[0\].*torch.float32, got torch.float64"),
     "hx meta": (lambda: (x(), states(device="meta")), r"hx\[0\].*device of the weights, cpu, got meta"),
@@ -118,7 +118,7 @@ def test_wrong_options_raise_what_torch_raises(wrong: dict[str, Any]) -> None:
 def test_inputs_that_are_no_tensor() -> None:
     with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, got ndarray"):
         fusedlstm.LSTM(I, H)(np.zeros((T, B, I)))
-    with pytest.raises(TypeError, match=r"hx\[0\] must be a Tensor, got ndarray"):
+    with pytest.raises(TypeError, match="hx must be Tensors, got ndarray"):
         fusedlstm.LSTM(I, H)(x(), (np.zeros((1, B, H)), np.zeros((1, B, H))))
 
 
