@@ -1,0 +1,124 @@
+"""Who is measured: fusedlstm, torch.nn.LSTM in both of its settings, and the NumPy reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fusedlstm
+from benchmarks.shapes import INFER, TRAIN, Row
+from fusedlstm import reference
+
+Context = Callable[[], AbstractContextManager[Any]]
+without_onednn: Context = partial(torch.backends.mkldnn.flags, enabled=False, allow_tf32=None)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An LSTM module and the setting in which it runs."""
+
+    title: str
+    lstm: Callable[..., torch.nn.LSTM]
+    context: Context = nullcontext
+
+
+CONTENDERS = {
+    # Its own engine by name: "auto" would hide a loss by handing the shape to torch.
+    "ours": Contender("fusedlstm", partial(fusedlstm.LSTM, backend="cpu")),
+    "torch": Contender("torch.nn.LSTM", torch.nn.LSTM),
+    "torch_plain": Contender("torch.nn.LSTM, oneDNN off", torch.nn.LSTM, without_onednn),
+}
+
+
+class Pass:
+    """One pass of a contender over a row's data, the same data for every contender and dtype.
+
+    Args:
+        row: shape and mode.
+        contender: whose module.
+        dtype: to compute in, when it is not the row's; the data are those of the row's dtype.
+    """
+
+    def __init__(self, row: Row, contender: Contender, dtype: torch.dtype | None = None) -> None:
+        random = torch.Generator().manual_seed(1)
+
+        def data(*shape: int, scale: float = 1.0) -> Tensor:
+            values = torch.randn(shape, generator=random) * scale
+            return values.to(row.torch_dtype).to(dtype or row.torch_dtype)
+
+        self.row = row
+        self.context = contender.context
+        self.module = contender.lstm(
+            row.I, row.H, row.L, bidirectional=row.bidirectional, dtype=dtype or row.torch_dtype
+        ).train(row.mode != INFER)
+        with torch.no_grad():
+            for weight in self.module.parameters():
+                weight.copy_(data(*weight.shape, scale=0.6 * row.H**-0.5))  # about torch's own start
+        self.x = data(row.T, row.B, row.I).requires_grad_(row.mode == TRAIN and row.needs_dx)
+        self.dy = data(row.T, row.B, row.D * row.H)
+        self.leaves = [self.x, *self.module.parameters()]
+
+    def __call__(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Runs it; gradients are then in the leaves."""
+        if self.row.mode == INFER:
+            with torch.no_grad():
+                return self.module(self.x)
+        for leaf in self.leaves:
+            leaf.grad = None
+        y, states = self.module(self.x)
+        if self.row.mode == TRAIN:
+            y.backward(self.dy)
+        return y, states
+
+    def results(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Runs it once: outputs and gradients by name, in float64."""
+        with self.context():
+            y, (h_n, c_n) = self()
+        outputs = {"y": y, "h_n": h_n, "c_n": c_n}
+        names = ("x", *(name for name, _ in self.module.named_parameters()))
+        grads = {f"d{n}": t.grad for n, t in zip(names, self.leaves, strict=True) if t.grad is not None}
+        return _doubles(outputs), _doubles(grads)
+
+    def saved_bytes(self) -> int:
+        """Runs a forward and returns the bytes kept for the backward, beyond input, states and weights."""
+        kept: dict[int, int] = {}
+
+        def keep(t: Tensor) -> Tensor:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+
+        state = torch.zeros(self.row.L * self.row.D, self.row.B, self.row.H, dtype=self.x.dtype)
+        with self.context(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            # What it returns holds the saved tensors, so that no address is used twice.
+            alive = self.module(self.x, (state, state))
+        own = {t.untyped_storage().data_ptr() for t in (state, *self.leaves)}
+        del alive
+        return sum(size for address, size in kept.items() if address not in own)
+
+
+def numpy_pass(row: Row) -> Callable[[], None]:
+    """The same pass in the NumPy reference, in float64."""
+    made = Pass(row, CONTENDERS["torch"], torch.float64)
+    x, dy, *weights = (t.detach().numpy() for t in (made.x, made.dy, *made.module.parameters()))
+
+    def run() -> None:
+        result = reference.forward(x, weights, num_layers=row.L, bidirectional=row.bidirectional)
+        if row.mode == TRAIN:
+            reference.backward(result, dy, 0 * result.h_n, 0 * result.c_n)
+
+    return run
+
+
+def shortened(row: Row) -> Row:
+    """The row with a fiftieth of its steps, to find out what is too slow to be run whole."""
+    return replace(row, T=-(-row.T // 50))
+
+
+def _doubles(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().double() for name, t in tensors.items()}

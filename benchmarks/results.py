@@ -1,0 +1,98 @@
+"""The record of a run: one JSON file per device and commit, to which each benchmark adds its part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import fusedlstm
+from fusedlstm import _C
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SOURCES = ("fusedlstm", "csrc", "CMakeLists.txt", "benchmarks/*.py")
+
+Record = dict[str, Any]
+
+
+def machine() -> Record:
+    """What the figures depend on."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    return {
+        "device": _device(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "engine": _C.engine(),
+        "binary": hashlib.sha256(Path(_C.__file__).read_bytes()).hexdigest()[:12],
+        "fusedlstm": fusedlstm.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "commit": commit or "unknown",
+        "dirty": commit is None or bool(_git("status", "--porcelain", "--", *SOURCES)),
+    }
+
+
+def path_for(found: Record) -> Path:
+    """Where the record of this machine and commit is kept."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{found['device']} {found['cores']} cores".lower()).strip("-")
+    return RESULTS / slug / f"{found['commit']}.json"
+
+
+def load(path: Path) -> Record:
+    """Reads a record."""
+    record: Record = json.loads(path.read_text())
+    return record
+
+
+def check(path: Path, found: Record) -> None:
+    """Ends the program if the record was begun on another machine or build than the one found."""
+    if path.exists():
+        begun = load(path)["machine"]
+        differ = sorted(key for key in found if found[key] != begun.get(key))
+        if differ:
+            raise SystemExit(f"{path} has another {', '.join(differ)}: remove it, or give another --out")
+
+
+def add(path: Path, found: Record, part: str, name: str, values: Record) -> None:
+    """Writes one measurement into the record, in place of an older one of that name; others stay.
+
+    Args:
+        path: of the record; it need not exist.
+        found: the machine, as machine() says.
+        part: "layer", "busy" or "train".
+        name: of the measurement.
+        values: of the measurement.
+    """
+    record = load(path) if path.exists() else {"machine": found}
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record.setdefault(part, {})[name] = {"date": date, **values}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=1) + "\n"
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _device() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # a tree without git: "unknown"
+        return None
+    return done.stdout.strip()
