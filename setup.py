@@ -38,8 +38,10 @@ class CMakeBuild(build_ext):
             subprocess.run(["cmake", "-S", source, "-B", build, *configure], check=True)
             subprocess.run(["cmake", "--build", build], check=True)
             subprocess.run(["cmake", "--install", build], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise CompileError(f"{error}\n{NEEDS}; what went wrong stands above") from None
+        except FileNotFoundError as error:
+            raise CompileError(f"cannot run {error.filename}: pip install cmake ninja") from None
+        except subprocess.CalledProcessError:
+            raise CompileError(f"{NEEDS}; what went wrong stands above") from None
 
 
 setup(ext_modules=[CMakeExtension("fusedlstm._C")], cmdclass={"build_ext": CMakeBuild})
