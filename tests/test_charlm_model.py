@@ -115,7 +115,7 @@ def independent(probabilities: list[float]) -> CharLM:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_temperature_sharpens_the_distribution(temperature: float) -> None:
-    probabilities, n = np.array([0.1, 0.2, 0.3, 0.4]), 3000
+    probabilities, n = np.array([0.1, 0.2, 0.3, 0.4]), 2000
     text = "".join(write(independent(list(probabilities)), b"abcd", b"", n, temperature, seed=7))
     expected = probabilities ** (1 / temperature)
     expected /= expected.sum()
