@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -59,8 +58,10 @@ class Net:
     def streams(self) -> corpus.Streams:
         """The standard library's source, of which only the V commonest bytes are kept."""
         text = corpus.TEXTS["stdlib"]()
-        rare = bytes(byte for byte, _ in Counter(text).most_common()[self.V :])
-        return corpus.Streams(corpus.Corpus.from_bytes("stdlib", text.translate(None, rare)).ids, self.B)
+        rare = np.argsort(-np.bincount(np.frombuffer(text, np.uint8), minlength=256))[self.V :]
+        return corpus.Streams(
+            corpus.Corpus.from_bytes("stdlib", text.translate(None, bytes(rare.tolist()))).ids, self.B
+        )
 
 
 class Training:

@@ -127,8 +127,8 @@ def results_page(record: Record, source: str) -> str:
         where(record),
         "## The layer",
         "Above 1 in the column of ratios, ours is faster than the faster of torch's two settings. The "
-        "ceiling is the engine's own micro-kernel on data in the L1 cache, measured beside each row; the share "
-        "counts the matrix products that a pass needs. NumPy computes in float64.",
+        "ceiling is the engine's own micro-kernel on data in the L1 cache, measured beside each row; the "
+        "share counts the matrix products that a pass needs. NumPy computes in float64.",
         layer_table(layer, [NAME, *SHAPE, *TIMES]),
         *_skipped(layer),
         "## Spread, choice and memory",
