@@ -34,7 +34,7 @@ def check(x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights
     shapes = _weight_shapes(I, cs[2], P, D, len(weights))
     found = [w.shape for w in weights]
     if found != shapes:
-        _raise_wrong_shape(shapes, weights, P != cs[2])
+        _raise_wrong_shape(shapes, weights, projection=cs[2] != P)
     for tensor in (x, c0, *weights):
         if tensor.device != device or (
             tensor.dtype != dtype and not (tensor is x and x.dtype == torch.int64)
