@@ -2,8 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstdint>
 #include <array>
+#include <cstdint>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -37,9 +37,17 @@ void read_weights(const std::vector<Address>& addresses, DirectionWeights* weigh
 void layer_forward(int dtype, int threads, const std::array<int64_t, 6>& sizes, Address batch_sizes, Address x,
                    Address ids, Address h0, Address c0, const std::vector<Address>& weights, Address y, Address h_n,
                    Address c_n, Address c, Address gates) {
-  LayerForward args{shape_of(sizes, batch_sizes), pointer(x),   pointer<int64_t>(ids), pointer(h0),
-                    pointer(c0),                  {},           pointer(y),            pointer(h_n),
-                    pointer(c_n),                 pointer(c),   pointer(gates)};
+  LayerForward args{shape_of(sizes, batch_sizes),
+                    pointer(x),
+                    pointer<int64_t>(ids),
+                    pointer(h0),
+                    pointer(c0),
+                    {},
+                    pointer(y),
+                    pointer(h_n),
+                    pointer(c_n),
+                    pointer(c),
+                    pointer(gates)};
   read_weights(weights, args.weights);
   const py::gil_scoped_release unlocked;
   cpu::engine().forward(static_cast<DType>(dtype), args, threads);
@@ -109,7 +117,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("peak", &peak, "FLOP/s of the micro-kernel on data in the L1 cache.");
   m.def("buffer", &buffer, "A large buffer that is kept for reuse when it is freed, as a DLPack capsule of bytes.");
   m.def("release_buffers", &cpu::release_buffers, "Give the kept buffers back to the system.");
-  m.def("engine", [] { return cpu::engine().name; }, "The instruction set in use.");
+  m.def(
+      "engine", [] { return cpu::engine().name; }, "The instruction set in use.");
   m.def("available_engines", &cpu::available_engines, "Instruction sets that this processor has, widest first.");
   m.def("select_engine", &cpu::select, "Use the named instruction set from now on.");
 }

@@ -15,7 +15,7 @@ namespace fusedlstm::cpu {
 namespace {
 
 constexpr int64_t kBackwardChunkRows = 320;
-constexpr int64_t kInputRows = 128;              // rows of dx in one task
+constexpr int64_t kInputRows = 128;  // rows of dx in one task
 constexpr int64_t kWeightTiles = 4;  // row tiles of dW in one task, at most
 
 template <class E>
@@ -82,13 +82,17 @@ class Backward {
     worker.for_each(D * panels, [&](int64_t task) { pack_weights(task / panels, task % panels); });
     worker.for_each(s_.B, [&](int64_t b) { begin_sequence(b); });
     for (int64_t s = s_.T - 1; s >= -1; --s) {
-      worker.for_each(D * hidden_panels_ * splits_, [&](int64_t task) {
-        step(s, task / splits_ / hidden_panels_, task / splits_ % hidden_panels_, task % splits_, worker.rank);
-      }, s % 2 != 0);
+      worker.for_each(
+          D * hidden_panels_ * splits_,
+          [&](int64_t task) {
+            step(s, task / splits_ / hidden_panels_, task / splits_ % hidden_panels_, task % splits_, worker.rank);
+          },
+          s % 2 != 0);
       if (s >= 0 && (s == 0 || chunk_index(s) != chunk_index(s - 1))) chunk_products(worker, s);
     }
     worker.for_each(s_.B, [&](int64_t b) { end_sequence(b); });
-    if (wants_dw_) worker.for_each(D * 4 * s_.H, [&](int64_t task) { finish_row(task / (4 * s_.H), task % (4 * s_.H)); });
+    if (wants_dw_)
+      worker.for_each(D * 4 * s_.H, [&](int64_t task) { finish_row(task / (4 * s_.H), task % (4 * s_.H)); });
   }
 
  private:
@@ -111,9 +115,9 @@ class Backward {
     for (int64_t s = 0; s < s_.T; ++s) {
       const Step& now = steps_[d][s];
       for (int64_t b = 0; b < now.count; ++b)
-        previous_[d][now.row + b] = b < now.continued
-                                        ? static_cast<const Elem*>(p_.y) + ((steps_[d][s - 1].row + b) * s_.D + d) * s_.H
-                                        : static_cast<const Elem*>(p_.h0) + (d * s_.B + b) * s_.H;
+        previous_[d][now.row + b] =
+            b < now.continued ? static_cast<const Elem*>(p_.y) + ((steps_[d][s - 1].row + b) * s_.D + d) * s_.H
+                              : static_cast<const Elem*>(p_.h0) + (d * s_.B + b) * s_.H;
     }
   }
 
@@ -149,11 +153,9 @@ class Backward {
       carried = next.continued;
       const int64_t count = std::min(b1, next.count) - b0;
       if (count > 0)
-        product<E>(count, gate_units_, {reinterpret_cast<const Unit*>(da_rows(d, s + 1) + b0 * da_stride_), da_stride_ / E::kPair},
-                   w_hh_[d] + panel * gate_units_ * kPanel, {tile, kPanel, kLanes}, {nullptr, 0, 0},
-                   [&](int64_t i, int64_t n) {
-                     if (s >= 0) prefetch_saved(s, d, panel, b0, std::min(b1, steps_[d][s].count), i, n);
-                   });
+        product<E>(count, gate_units_,
+                   {reinterpret_cast<const Unit*>(da_rows(d, s + 1) + b0 * da_stride_), da_stride_ / E::kPair},
+                   w_hh_[d] + panel * gate_units_ * kPanel, {tile, kPanel, kLanes}, {nullptr, 0, 0});
       for (int64_t b = std::max(b0, carried); b < b0 + count; ++b)
         store_columns(static_cast<Elem*>(p_.dh0) + (d * s_.B + b) * s_.H, panel, s_.H, tile + (b - b0) * kPanel);
     }
@@ -163,25 +165,8 @@ class Backward {
       cells(s, d, unit, split, b0, end, carried, tile + (unit - panel * kPanel));
   }
 
-  // The i-th of n parts of what cells() will read: it comes from memory while the product runs.
-  void prefetch_saved(int64_t s, int64_t d, int64_t panel, int64_t b0, int64_t end, int64_t i, int64_t n) const {
-    constexpr int64_t kLine = kLineBytes / sizeof(Elem), kWideLine = kLineBytes / sizeof(Acc);
-    const int64_t count = std::max<int64_t>(end - b0, 0), first = panel * kPanel, last = std::min(first + kPanel, s_.H);
-    for (int64_t b = b0 + count * i / n; b < b0 + count * (i + 1) / n; ++b) {
-      const int64_t row = steps_[d][s].row + b, at = d * s_.N + row;
-      for (int64_t unit = first; unit < last; unit += kLine) {
-        for (int64_t gate = 0; gate < 4; ++gate)
-          __builtin_prefetch(static_cast<const Elem*>(p_.gates) + (4 * at + gate) * s_.H + unit, 0, 2);
-        if (p_.dy) __builtin_prefetch(static_cast<const Elem*>(p_.dy) + (row * s_.D + d) * s_.H + unit, 0, 2);
-      }
-      // c of this step was fetched as c_prev of the one before.
-      if (b < steps_[d][s].continued)
-        for (int64_t unit = first; unit < last; unit += kWideLine)
-          __builtin_prefetch(static_cast<const Acc*>(p_.c) + (d * s_.N + steps_[d][s - 1].row + b) * s_.H + unit, 0, 2);
-    }
-  }
-
-  void cells(int64_t s, int64_t d, int64_t unit, int64_t split, int64_t b0, int64_t end, int64_t carried, const Acc* tile) {
+  void cells(int64_t s, int64_t d, int64_t unit, int64_t split, int64_t b0, int64_t end, int64_t carried,
+             const Acc* tile) {
     const Step& now = steps_[d][s];
     const int width = lanes_of(unit);
     const int64_t H = s_.H;
@@ -196,9 +181,8 @@ class Backward {
       const Gates<V> a{load_elems<E>(gates, width), load_elems<E>(gates + H, width),
                        load_elems<E>(gates + 2 * H, width), load_elems<E>(gates + 3 * H, width)};
       const V c = load_elems<Wide<E>>(saved_c + row * H, width);
-      const V c_prev = b < now.continued
-                           ? load_elems<Wide<E>>(saved_c + (steps_[d][s - 1].row + b) * H, width)
-                           : load_elems<E>(static_cast<const Elem*>(p_.c0) + sequence, width);
+      const V c_prev = b < now.continued ? load_elems<Wide<E>>(saved_c + (steps_[d][s - 1].row + b) * H, width)
+                                         : load_elems<E>(static_cast<const Elem*>(p_.c0) + sequence, width);
       V dh = dy ? load_elems<E>(dy + (row * s_.D + d) * H + unit, width) : V{};
       if (b < carried)
         dh += load<V>(tile);
@@ -269,7 +253,7 @@ class Backward {
     const Chunk chunk = chunk_of(d, s);
     const int64_t r0 = cut * kInputRows, rows = std::min(kInputRows, chunk.rows - r0);
     product<E>(rows, gate_units_, {reinterpret_cast<const Unit*>(chunk.da + r0 * da_stride_), da_stride_ / E::kPair},
-               w_ih_[d] + panel * gate_units_ * kPanel, {tile, kPanel, kLanes}, {nullptr, 0, 0}, Nothing{});
+               w_ih_[d] + panel * gate_units_ * kPanel, {tile, kPanel, kLanes}, {nullptr, 0, 0});
     for (int64_t r = 0; r < rows; ++r, tile += kPanel) {
       const int64_t row = chunk.row + r0 + r;
       Elem* dx = static_cast<Elem*>(p_.dx) + row * s_.I;
@@ -294,8 +278,8 @@ class Backward {
       pack_rows<E>([&](int64_t r) { return static_cast<const Elem*>(p_.x) + (chunk.row + r) * s_.I; }, chunk.rows,
                    panel * kPanel, s_.I, packed);
     else
-      pack_rows<E>([&](int64_t r) { return previous_[d][chunk.row + r]; }, chunk.rows,
-                   (panel - input_panels_) * kPanel, s_.H, packed);
+      pack_rows<E>([&](int64_t r) { return previous_[d][chunk.row + r]; }, chunk.rows, (panel - input_panels_) * kPanel,
+                   s_.H, packed);
   }
 
   Unit* left_panel(int64_t d, int64_t panel, const Chunk& chunk) const {
@@ -349,7 +333,8 @@ class Backward {
       for (int64_t k = 0; k < ceil_div(chunk.rows, 2); ++k, da += 2 * da_stride_)
         // Whole vectors: what runs over is the start of the next pair of rows, written after this one.
         for (int64_t j = 0; j < count; j += kLanes)
-          store(pairs + k * kPairsStride + j, interleave(da + j, 2 * k + 1 < chunk.rows ? da + da_stride_ + j : nullptr));
+          store(pairs + k * kPairsStride + j,
+                interleave(da + j, 2 * k + 1 < chunk.rows ? da + da_stride_ + j : nullptr));
       return {pairs, kPairsStride};
     }
   }

@@ -65,9 +65,12 @@ class Forward {
     const int64_t tasks = s_.D * blocks_;
     worker.for_each(tasks, [&](int64_t task) { prepare(task / blocks_, task % blocks_); });
     for (int64_t s = 0; s < s_.T; ++s)
-      worker.for_each(tasks * splits_, [&](int64_t task) {
-        step(s, task / splits_ / blocks_, task / splits_ % blocks_, task % splits_, worker.rank);
-      }, s % 2 == 1);
+      worker.for_each(
+          tasks * splits_,
+          [&](int64_t task) {
+            step(s, task / splits_ / blocks_, task / splits_ % blocks_, task % splits_, worker.rank);
+          },
+          s % 2 == 1);
   }
 
  private:
@@ -141,9 +144,8 @@ class Forward {
     const Elem* h = h_[d][s % 2] + b0 * stride_;
     for (int half = 0; half < 2; ++half) {
       Acc* c = tile + half * kPanel<E>;
-      product<E>(count, hidden_units_, {reinterpret_cast<const Unit*>(h), hidden_units_},
-                 hidden_panel(d, block, half), {c, kTileWidth, kLanes}, {c, kTileWidth, kLanes},
-                 [&](int64_t i, int64_t n) { prefetch_saved(d, block, now.row + b0, count, half * n + i, 2 * n); });
+      product<E>(count, hidden_units_, {reinterpret_cast<const Unit*>(h), hidden_units_}, hidden_panel(d, block, half),
+                 {c, kTileWidth, kLanes}, {c, kTileWidth, kLanes});
     }
     cells(s, d, block, b0, count, tile);
   }
@@ -161,18 +163,7 @@ class Forward {
     const auto* x = reinterpret_cast<const Unit*>(static_cast<const Elem*>(p_.x) + row * s_.I);
     for (int half = 0; half < 2; ++half)
       product<E>(rows, input_units_, {x, input_units_}, input_panel(d, block, half),
-                 {tile + half * kPanel<E>, kTileWidth, kLanes}, {bias + half * kPanel<E>, 0, kLanes}, Nothing{});
-  }
-
-  // The i-th of n parts of the lines that cells() will write: they come from memory while the product runs.
-  void prefetch_saved(int64_t d, int64_t block, int64_t row, int64_t count, int64_t i, int64_t n) const {
-    if (!p_.c) return;
-    for (int64_t r = row + count * i / n; r < row + count * (i + 1) / n; ++r) {
-      const int64_t at = (d * s_.N + r) * s_.H + block * kLanes;
-      __builtin_prefetch(static_cast<Acc*>(p_.c) + at, 1, 2);
-      for (int64_t gate = 0; gate < 4; ++gate)
-        __builtin_prefetch(static_cast<Elem*>(p_.gates) + at + (3 * (d * s_.N + r) + gate) * s_.H, 1, 2);
-    }
+                 {tile + half * kPanel<E>, kTileWidth, kLanes}, {bias + half * kPanel<E>, 0, kLanes});
   }
 
   // The cells of one block, some rows at a time: first all their c, then all their h. One row after the other

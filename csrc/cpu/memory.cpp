@@ -15,7 +15,7 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kWorthTelling = size_t{32} << 20;  // below, the call costs more than the memory is worth
-constexpr size_t kKeptBytes = size_t{1} << 30;  // what is kept at most
+constexpr size_t kKeptBytes = size_t{1} << 30;      // what is kept at most
 
 struct Buffer {
   void* memory;

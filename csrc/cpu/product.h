@@ -110,10 +110,9 @@ struct RowTiles {
 
 // K counts units. With init.c null the product starts from zero. While the rows of A pass over one cut of the
 // panel, what follows it in memory is fetched from L3: panels lie in the order in which they are used.
-// meanwhile(i, n) is called before the i-th of n tiles: the place to prefetch what comes after the product.
-template <class E, class Meanwhile>
+template <class E>
 void product(int64_t M, int64_t K, Left<E> left, const typename E::Unit* b, Result<typename E::Acc> out,
-             Result<const typename E::Acc> init, const Meanwhile& meanwhile) {
+             Result<const typename E::Acc> init) {
   constexpr int64_t kCut = kPanelCutBytes / (kPanel<E> * sizeof(typename E::Unit));
   const RowTiles tiles(M);
   constexpr int64_t lines_per_unit = kPanel<E> * sizeof(typename E::Unit) / kLineBytes;
@@ -122,22 +121,15 @@ void product(int64_t M, int64_t K, Left<E> left, const typename E::Unit* b, Resu
     const int64_t k0 = K * cut / cuts, k1 = K * (cut + 1) / cuts;
     const char* end = reinterpret_cast<const char*>(b + k1 * kPanel<E>);
     for (int64_t i = 0; i < tiles.count; ++i) {
-      meanwhile(cut * tiles.count + i, cuts * tiles.count);
       const int64_t r0 = tiles.begin(i), rows = tiles.begin(i + 1) - r0;
       const Result<typename E::Acc> target{out.c + r0 * out.row_stride, out.row_stride, out.vector_stride};
       Result<const typename E::Acc> start{target.c, target.row_stride, target.vector_stride};
-      if (cut == 0)
-        start = {init.c ? init.c + r0 * init.row_stride : nullptr, init.row_stride, init.vector_stride};
-      kTiles<E, false>[rows - 1]({left.a + r0 * left.stride + k0, left.stride},
-                                 b + k0 * kPanel<E>, k1 - k0, target, start,
-                                 i < lines_per_unit ? end + i * (k1 - k0) * kLineBytes : end);
+      if (cut == 0) start = {init.c ? init.c + r0 * init.row_stride : nullptr, init.row_stride, init.vector_stride};
+      kTiles<E, false>[rows - 1]({left.a + r0 * left.stride + k0, left.stride}, b + k0 * kPanel<E>, k1 - k0, target,
+                                 start, i < lines_per_unit ? end + i * (k1 - k0) * kLineBytes : end);
     }
   }
 }
-
-struct Nothing {
-  void operator()(int64_t, int64_t) const {}
-};
 
 }  // namespace
 }  // namespace fusedlstm::cpu

@@ -37,7 +37,9 @@ template <class Body>
 void parallel(int threads, Body& body) {
   run_team(
       threads,
-      [](void* context, Team& team, int rank) { (*static_cast<Body*>(context))(Worker{team, rank}); },
+      [](void* context, Team& team, int rank) {
+        (*static_cast<Body*>(context))(Worker{team, rank});
+      },
       &body);
 }
 
