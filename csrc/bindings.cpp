@@ -117,8 +117,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("peak", &peak, "FLOP/s of the micro-kernel on data in the L1 cache.");
   m.def("buffer", &buffer, "A large buffer that is kept for reuse when it is freed, as a DLPack capsule of bytes.");
   m.def("release_buffers", &cpu::release_buffers, "Give the kept buffers back to the system.");
-  m.def(
-      "engine", [] { return cpu::engine().name; }, "The instruction set in use.");
+  m.def("engine", [] { return cpu::engine().name; }, "The instruction set in use.");
   m.def("available_engines", &cpu::available_engines, "Instruction sets that this processor has, widest first.");
   m.def("select_engine", &cpu::select, "Use the named instruction set from now on.");
 }

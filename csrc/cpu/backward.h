@@ -305,6 +305,7 @@ class Backward {
       const bool whole = (index + 1) * kPanel <= columns;
       const Unit* b = left_panel(d, panel, chunk);
       const char* b_end = reinterpret_cast<const char*>(b + row_units * kPanel);
+      const int64_t ahead_bytes = row_units * kLineBytes;  // that one row tile fetches of the next panel
       for (int64_t i = 0; i < tiles.count; ++i) {
         const int64_t rows = tiles.begin(i + 1) - tiles.begin(i);
         Acc* target = dw + tiles.begin(i) * columns;
@@ -316,7 +317,7 @@ class Backward {
           for (int64_t j = 0; j < kPanel; j += kLineBytes / static_cast<int64_t>(sizeof(Acc)))
             __builtin_prefetch(target + (rows + r) * columns + j, 1, 3);
         kTiles<E, true>[rows - 1]({left.a + tiles.begin(i), left.stride}, b, row_units, out, init,
-                                  b_end + i * row_units * kLineBytes);
+                                  b_end + i* ahead_bytes);
         for (int64_t r = 0; r < rows && !whole; ++r)
           for (int64_t j = 0; j < columns - index * kPanel; ++j)
             target[r * columns + j] = (first ? 0 : target[r * columns + j]) + edge[r * kPanel + j];

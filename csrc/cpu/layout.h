@@ -62,8 +62,8 @@ FUSEDLSTM_ALWAYS_INLINE void transpose(V* v) {
     for (int i = 0; i < n; ++i) {
       if (i & half) continue;
       const V a = v[i], b = v[i | half];
-      v[i] = FUSEDLSTM_SHUFFLE(a, b, first);
-      v[i | half] = FUSEDLSTM_SHUFFLE(a, b, second);
+      v[i] = shuffle(a, b, first);
+      v[i | half] = shuffle(a, b, second);
     }
   }
 }

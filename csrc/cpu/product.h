@@ -125,7 +125,7 @@ void product(int64_t M, int64_t K, Left<E> left, const typename E::Unit* b, Resu
       const Result<typename E::Acc> target{out.c + r0 * out.row_stride, out.row_stride, out.vector_stride};
       Result<const typename E::Acc> start{target.c, target.row_stride, target.vector_stride};
       if (cut == 0) start = {init.c ? init.c + r0 * init.row_stride : nullptr, init.row_stride, init.vector_stride};
-      kTiles<E, false>[rows - 1]({left.a + r0 * left.stride + k0, left.stride}, b + k0 * kPanel<E>, k1 - k0, target,
+      kTiles<E, false>[rows - 1]({left.a + r0 * left.stride + k0, left.stride}, b + k0* kPanel<E>, k1 - k0, target,
                                  start, i < lines_per_unit ? end + i * (k1 - k0) * kLineBytes : end);
     }
   }

@@ -36,11 +36,7 @@ struct Worker {
 template <class Body>
 void parallel(int threads, Body& body) {
   run_team(
-      threads,
-      [](void* context, Team& team, int rank) {
-        (*static_cast<Body*>(context))(Worker{team, rank});
-      },
-      &body);
+      threads, [](void* context, Team& team, int rank) { (*static_cast<Body*>(context))(Worker{team, rank}); }, &body);
 }
 
 }  // namespace

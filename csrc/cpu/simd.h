@@ -12,13 +12,6 @@
 #define FUSEDLSTM_UNROLL _Pragma("GCC unroll 16")
 #define FUSEDLSTM_ALWAYS_INLINE inline __attribute__((always_inline))
 
-// Lanes of two vectors by index, under each compiler's name.
-#if defined(__clang__)
-#error "clang needs __builtin_shufflevector with constant indices"
-#else
-#define FUSEDLSTM_SHUFFLE(a, b, index) __builtin_shuffle(a, b, index)
-#endif
-
 namespace fusedlstm::cpu {
 namespace {
 
@@ -57,6 +50,20 @@ FUSEDLSTM_ALWAYS_INLINE void store(void* p, const V& v) {
 template <class V, class T>
 FUSEDLSTM_ALWAYS_INLINE V splat(T value) {
   return V{} + value;
+}
+
+// Lane i of the result is lane index[i] of a, or of b beyond a's last.
+template <class V, class Index>
+FUSEDLSTM_ALWAYS_INLINE V shuffle(const V& a, const V& b, const Index& index) {
+#if defined(__clang__)
+  constexpr int n = sizeof(V) / sizeof(a[0]);
+  V result{};
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) result[i] = index[i] < n ? a[index[i]] : b[index[i] - n];
+  return result;
+#else
+  return __builtin_shuffle(a, b, index);
+#endif
 }
 
 // ---------------------------------------------------------------- storage types

@@ -72,14 +72,21 @@ def layer_backward(
     if x.shape[0] == 0:
         dh0 = torch.zeros_like(h0) if dh_n is None else dh_n.clone()
         dc0 = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
-        return h0.new_zeros(x.shape if needs_dx else 0), dh0, dc0, [w.new_zeros(w.shape if needs_dw else 0) for w in weights]
+        return (
+            h0.new_zeros(x.shape if needs_dx else 0),
+            dh0,
+            dc0,
+            [w.new_zeros(w.shape if needs_dw else 0) for w in weights],
+        )
     x, even_weights = _even_inputs(x, weights, D)
     dx = _empty(x.shape, x.dtype) if needs_dx else h0.new_empty(0)
     # Per direction w_ih, w_hh and one gradient for both biases.
     per_direction = len(weights) // D
     bias = per_direction > 2
     grads = [
-        [_empty(even_weights[d * per_direction + k].shape, h0.dtype) for k in range(2 + bias)] if needs_dw else []
+        [_empty(even_weights[d * per_direction + k].shape, h0.dtype) for k in range(2 + bias)]
+        if needs_dw
+        else []
         for d in range(D)
     ]
     _C.layer_backward(
@@ -92,7 +99,9 @@ def layer_backward(
     if not needs_dw:
         return dx[:, :I] if needs_dx else dx, dh0, dc0, [w.new_empty(0) for w in weights]
     # b_ih and b_hh have equal gradients; each needs its own tensor.
-    dweights = [dw for g in grads for dw in (g[0][:, :I].contiguous(), g[1], *([g[2], g[2].clone()] if bias else ()))]
+    dweights = [
+        dw for g in grads for dw in (g[0][:, :I].contiguous(), g[1], *([g[2], g[2].clone()] if bias else ()))
+    ]
     return dx[:, :I].contiguous() if needs_dx else dx, dh0, dc0, dweights
 
 
