@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from . import contract
 from .backends import accumulation, load
@@ -132,7 +133,7 @@ def _layer_bwd_fake(*args: Any) -> Backward:
     )
 
 
-class _Layer(torch.autograd.Function):
+class _Layer(_SingleLevelFunction):
     """layer_fwd with its gradient."""
 
     @staticmethod
@@ -164,7 +165,7 @@ class _Layer(torch.autograd.Function):
         )
 
 
-class _LayerBackward(torch.autograd.Function):
+class _LayerBackward(_SingleLevelFunction):
     """layer_bwd with its gradient, for which it differentiates the eager layer and its backward."""
 
     @staticmethod
@@ -197,15 +198,15 @@ class _LayerBackward(torch.autograd.Function):
         return None, None, *dd[:4], None, *dd[4:], *ddweights
 
 
-def _apply(function: type[torch.autograd.Function], op: Any, keyset: Any, *args: Any) -> tuple:
+def _apply(function: type[_SingleLevelFunction], op: Any, keyset: Any, *args: Any) -> tuple:
     def call(*args: Any) -> Any:
         # Function.forward turns both modes off for its own level; under torch.func others lie below.
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
             return _below_autograd(op, keyset, *args)
 
-    # Function.apply would start torch.func's machinery anew; the dispatcher has already done its part.
+    # An autograd.Function would start torch.func's machinery anew; the dispatcher has already done its part.
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, function).apply(call, *args)  # type: ignore[misc]
+        return function.apply(call, *args)  # type: ignore[attr-defined]
 
 
 def _below_autograd(op: Any, keyset: Any, *args: Any) -> Any:
