@@ -1,4 +1,4 @@
-"""The native CPU engine: float32, float64 and bfloat16, every length and direction; the work is in csrc/cpu."""
+"""The native CPU engine: float32, float64 and bfloat16, any lengths; the work is in csrc/cpu."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import _C
-from . import Spec
+from . import Spec, accumulation
 
 _LARGE_BYTES = 1 << 18
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as in csrc/recurrence.h
@@ -31,20 +31,19 @@ def layer_forward(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Runs one layer in all its directions; arguments and results as backends.eager.layer_forward."""
-    D, B, H = h0.shape
+    D, _, H = h0.shape
     N = x.shape[0]
     y = _empty((N, D * H), h0.dtype)
     h_n, c_n = torch.empty_like(h0), torch.empty_like(c0)
-    accumulation = torch.float64 if h0.dtype == torch.float64 else torch.float32
-    c = _empty((D, N, H), accumulation) if save else h0.new_empty(0, dtype=accumulation)
-    gates = _empty((D, N, 4 * H), h0.dtype) if save else h0.new_empty(0)
+    c = _empty((D, N, H) if save else (0,), accumulation(h0.dtype))
+    gates = _empty((D, N, 4 * H) if save else (0,), h0.dtype)
     if N == 0:
         return y, h_n.copy_(h0), c_n.copy_(c0), c, gates
     x, weights = _even_inputs(x, weights, D)
     _C.layer_forward(
-        _DTYPES[h0.dtype], torch.get_num_threads(), _sizes(x, batch_sizes, weights[0], B, H, D), _address(batch_sizes),
-        *_input_addresses(x), h0.data_ptr(), c0.data_ptr(), _weight_addresses(weights, D),
-        y.data_ptr(), h_n.data_ptr(), c_n.data_ptr(), c.data_ptr() if save else 0, gates.data_ptr() if save else 0,
+        *_call(x, batch_sizes, h0, weights[0]), *_input_addresses(x),
+        _address(h0), _address(c0), _weight_addresses(weights, D),
+        _address(y), _address(h_n), _address(c_n), _address(c), _address(gates),
     )  # fmt: skip
     return y, h_n, c_n, c, gates
 
@@ -65,48 +64,47 @@ def layer_backward(
     needs_dw: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of one layer; arguments and results as backends.eager.layer_backward."""
-    D, B, H = h0.shape
+    D = h0.shape[0]
     I = weights[0].shape[1]  # noqa: E741
-    dh0, dc0 = torch.empty_like(h0), torch.empty_like(c0)
     needs_dx = needs_dx and x.is_floating_point()
     if x.shape[0] == 0:
-        dh0 = torch.zeros_like(h0) if dh_n is None else dh_n.clone()
-        dc0 = torch.zeros_like(c0) if dc_n is None else dc_n.clone()
-        return (
-            h0.new_zeros(x.shape if needs_dx else 0),
-            dh0,
-            dc0,
-            [w.new_zeros(w.shape if needs_dw else 0) for w in weights],
-        )
-    x, even_weights = _even_inputs(x, weights, D)
-    dx = _empty(x.shape, x.dtype) if needs_dx else h0.new_empty(0)
-    # Per direction w_ih, w_hh and one gradient for both biases.
+        dx = h0.new_zeros(x.shape if needs_dx else 0)
+        dh0, dc0 = (torch.zeros_like(h) if dh is None else dh.clone() for h, dh in ((h0, dh_n), (c0, dc_n)))
+        return dx, dh0, dc0, [w.new_zeros(w.shape if needs_dw else 0) for w in weights]
+    x, weights = _even_inputs(x, weights, D)
+    dx = _empty(x.shape if needs_dx else (0,), h0.dtype)
+    dh0, dc0 = torch.empty_like(h0), torch.empty_like(c0)
+    # Per direction w_ih, w_hh and (b_ih, b_hh), which have one gradient.
     per_direction = len(weights) // D
-    bias = per_direction > 2
-    grads = [
-        [_empty(even_weights[d * per_direction + k].shape, h0.dtype) for k in range(2 + bias)]
-        if needs_dw
-        else []
+    wanted = [k for k in range(len(weights)) if needs_dw and k % per_direction < 3]
+    dw = {k: _empty(weights[k].shape, h0.dtype) for k in wanted}
+    dw_addresses = [
+        _address(dw.get(d * per_direction + k) if k < per_direction else None)
         for d in range(D)
+        for k in range(3)
+        if needs_dw
     ]
     _C.layer_backward(
-        _DTYPES[h0.dtype], torch.get_num_threads(), _sizes(x, batch_sizes, even_weights[0], B, H, D),
-        _address(batch_sizes), _address(dy), _address(dh_n), _address(dc_n), *_input_addresses(x),
-        h0.data_ptr(), c0.data_ptr(), _weight_addresses(even_weights, D), y.data_ptr(), c.data_ptr(), gates.data_ptr(),
-        dx.data_ptr() if needs_dx else 0, dh0.data_ptr(), dc0.data_ptr(),
-        [address for g in grads if g for address in (g[0].data_ptr(), g[1].data_ptr(), g[2].data_ptr() if bias else 0)],
+        *_call(x, batch_sizes, h0, weights[0]), _address(dy), _address(dh_n), _address(dc_n),
+        *_input_addresses(x), _address(h0), _address(c0), _weight_addresses(weights, D),
+        _address(y), _address(c), _address(gates),
+        _address(dx), _address(dh0), _address(dc0), dw_addresses,
     )  # fmt: skip
+    if needs_dx:
+        dx = dx[:, :I].contiguous()
     if not needs_dw:
-        return dx[:, :I] if needs_dx else dx, dh0, dc0, [w.new_empty(0) for w in weights]
-    # b_ih and b_hh have equal gradients; each needs its own tensor.
-    dweights = [
-        dw for g in grads for dw in (g[0][:, :I].contiguous(), g[1], *([g[2], g[2].clone()] if bias else ()))
-    ]
-    return dx[:, :I].contiguous() if needs_dx else dx, dh0, dc0, dweights
+        return dx, dh0, dc0, [h0.new_empty(0) for _ in weights]
+    dweights = []
+    for k in range(len(weights)):
+        if k % per_direction == 0:
+            dweights.append(dw[k][:, :I].contiguous())
+        else:
+            dweights.append(dw[k] if k in dw else dw[k - 1].clone())
+    return dx, dh0, dc0, dweights
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """torch.empty, but large memory comes from the engine, which keeps it for the next step when it is freed."""
+    """torch.empty, but large memory comes from the engine, which keeps it when it is freed."""
     count = math.prod(shape)
     if count * dtype.itemsize < _LARGE_BYTES:
         return torch.empty(shape, dtype=dtype)
@@ -121,22 +119,25 @@ def _even_inputs(x: Tensor, weights: Sequence[Tensor], D: int) -> tuple[Tensor, 
     return pad(x, (0, 1)), [w if k % per_direction else pad(w, (0, 1)) for k, w in enumerate(weights)]
 
 
+def _call(x: Tensor, batch_sizes: Tensor | None, h0: Tensor, w_ih: Tensor) -> tuple[int, int, list[int], int]:
+    """What both calls begin with: dtype, threads, [T, B, N, I, H, D] and the address of batch_sizes."""
+    (D, B, H), N = h0.shape, x.shape[0]
+    T = N // B if batch_sizes is None else len(batch_sizes)
+    return _DTYPES[h0.dtype], torch.get_num_threads(), [T, B, N, w_ih.shape[1], H, D], _address(batch_sizes)
+
+
 def _address(tensor: Tensor | None) -> int:
+    """Where a tensor's numbers are; 0 when there are none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
 def _input_addresses(x: Tensor) -> tuple[int, int]:
+    """Of x and of ids, one of which is 0."""
     return (x.data_ptr(), 0) if x.is_floating_point() else (0, x.data_ptr())
 
 
-def _sizes(x: Tensor, batch_sizes: Tensor | None, w_ih: Tensor, B: int, H: int, D: int) -> list[int]:
-    """T, B, N, I, H, D."""
-    N = x.shape[0]
-    return [N // B if batch_sizes is None else len(batch_sizes), B, N, w_ih.shape[1], H, D]
-
-
 def _weight_addresses(weights: Sequence[Tensor], D: int) -> list[int]:
-    """Four a direction: w_ih, w_hh, b_ih, b_hh; zero for biases that are not there."""
+    """Four a direction: w_ih, w_hh, b_ih, b_hh; 0 for biases that are not there."""
     addresses = [w.data_ptr() for w in weights]
     if len(addresses) == 2 * D:
         return [address for d in range(D) for address in (*addresses[2 * d : 2 * d + 2], 0, 0)]
