@@ -57,6 +57,7 @@ def test_streams_are_contiguous_stretches_side_by_side(N: int, B: int, T: int) -
     x, y = torch.cat([x for x, _ in chunks]), torch.cat([y for _, y in chunks])
     assert x.dtype == y.dtype == torch.int64
     assert x.shape == y.shape == (streams.n, B)
+    assert sum(len(x) for x, _ in streams.chunks(T, steps=T + 1)) == min(2 * T, streams.n)
     for b in range(B):
         assert x[:, b].tolist() == list(range(b * streams.n, (b + 1) * streams.n))
         assert y[:, b].tolist() == list(range(b * streams.n + 1, (b + 1) * streams.n + 1))

@@ -142,6 +142,21 @@ def test_minutes_end_a_run_by_the_clock(tmp_path: Path, text: Path, monkeypatch:
     assert first.step < second.step <= 2 * first.step + 2  # not another 0.2 minutes
 
 
+def test_a_pause_reads_a_part_of_the_validation_text_and_the_end_all(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int | None] = []
+
+    def evaluate(model: Any, streams: Any, T: int, dtype: Any, steps: int | None) -> float:
+        read.append(steps)
+        return 1.0
+
+    monkeypatch.setattr("fusedlstm.charlm.train.VAL_CHARS", 50)
+    monkeypatch.setattr("fusedlstm.charlm.train.evaluate", evaluate)
+    train(tiny(text, steps=8, save_every=3, out=str(tmp_path / "run")))
+    assert read == [13, 13, None]  # 4 streams
+
+
 def test_samples_validation_and_checkpoints_come_early_then_regularly(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,9 +69,9 @@ class Streams:
         rows = self.rows[start : start + T + 1].long()
         return rows[:-1], rows[1:]
 
-    def chunks(self, T: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All of the streams in order, T steps at a time."""
-        return (self.chunk(start, T) for start in range(0, self.n, T))
+    def chunks(self, T: int, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The streams in order, T steps at a time; all of them, or until so many steps are done."""
+        return (self.chunk(start, T) for start in range(0, min(self.n, steps or self.n), T))
 
 
 def fit(n_ids: int, B: int, T: int) -> tuple[int, int]:

@@ -26,6 +26,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, betas=(0.9, 0.99), fused=True),
     "rmsprop": partial(torch.optim.RMSprop, alpha=0.95),
 }
+VAL_CHARS = 100_000  # what a pause reads of the validation text; the end of a run reads all
 FIRST_PAUSE = 100  # steps; the next come after twice that, four times, ... until every save_every
 
 
@@ -59,7 +60,7 @@ def train(settings: Settings, resume: str = "", stop: Callable[[], bool] = lambd
             done = run.progress() >= 1
             report.update(run.step, run.progress(), loss, run.chars_per_step, run.step_seconds)
             if done or _pause_due(run.step, run.settings.save_every):
-                run.validate()
+                run.validate(whole=done)
                 checkpoint.save(folder, run.checkpoint())
                 report.pause(run.metrics[-1], run.sample())
         checkpoint.save(folder, run.checkpoint())
@@ -139,12 +140,17 @@ class Run:
         self.step_seconds = time.perf_counter() - began
         return loss
 
-    def validate(self) -> None:
-        """Adds to the metrics: the mean loss in nats since the last time, and that of the validation text."""
+    def validate(self, whole: bool) -> None:
+        """Adds to the metrics: the mean loss in nats since the last time, and that of the validation text.
+
+        Args:
+            whole: read all of the validation text, not VAL_CHARS spread over it.
+        """
         metrics = {"step": self.step, "seconds": self.seconds, "train": sum(self.losses) / len(self.losses)}
         if self.val_streams:
             T, dtype = self.settings.seq_length, self.settings.autocast_dtype()
-            metrics["val"] = evaluate(self.model, self.val_streams, T, dtype)
+            steps = None if whole else math.ceil(VAL_CHARS / self.settings.batch_size)
+            metrics["val"] = evaluate(self.model, self.val_streams, T, dtype, steps)
         self.metrics.append(metrics)
         self.losses = []
 
@@ -237,11 +243,17 @@ def train_step(
 
 
 @torch.inference_mode()
-def evaluate(model: CharLM, streams: Streams, T: int, dtype: torch.dtype) -> float:
-    """Mean loss in nats over whole streams, T steps at a time, the state carried over."""
+def evaluate(model: CharLM, streams: Streams, T: int, dtype: torch.dtype, steps: int | None = None) -> float:
+    """Mean loss in nats over the streams, T steps at a time with the state carried over.
+
+    Args:
+        T: length of a chunk; it does not change the result.
+        dtype: of the arithmetic.
+        steps: how far to read each stream, in whole chunks; to its end by default.
+    """
     model.eval()
     state, total, n = None, 0.0, 0
-    for x, y in streams.chunks(T):
+    for x, y in streams.chunks(T, steps):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             logits, state = model(x, state)
         total += F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), reduction="sum").item()
