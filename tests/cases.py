@@ -91,7 +91,8 @@ CASES = [
     Case(33, 17, 20, 100, hx=False),
     Case(1100, 2, 3, 5),
     Case(7, 5, 9, 33, bias=False),
-    Case(7, 1, 3, 1, L=2, bias=False),
+    # Many sequences: of two numbers torch may get both right by luck, and twice nothing is nothing.
+    Case(7, 17, 3, 1, L=2, bias=False),
     Case(7, 5, 6, 16, L=2),
     Case(33, 2, 5, 33, L=3),
     Case(7, 5, 9, 33, bi=True),

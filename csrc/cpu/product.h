@@ -43,13 +43,6 @@ void tile(Left<E> left, const typename E::Unit* b, int64_t K, Result<typename E:
   // Few rows leave the multipliers waiting for their own results: spread K over more accumulators.
   constexpr int kSplit = kRows >= 4 ? 1 : kRows >= 2 ? 2 : 4;
   V acc[kSplit][kRows][2] = {};
-  if (init.c) {
-    FUSEDLSTM_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      acc[0][r][0] = load<V>(init.c + r * init.row_stride);
-      acc[0][r][1] = load<V>(init.c + r * init.row_stride + init.vector_stride);
-    }
-  }
   const typename E::Unit* rows[(kRows + 3) / 4];  // every fourth row: the others by scaled addressing
   const int64_t stride = kTurned ? 1 : left.stride;
   FUSEDLSTM_UNROLL
@@ -82,6 +75,11 @@ void tile(Left<E> left, const typename E::Unit* b, int64_t K, Result<typename E:
     for (int split = 1; split < kSplit; ++split) {
       acc[0][r][0] += acc[split][r][0];
       acc[0][r][1] += acc[split][r][1];
+    }
+    // init comes last: a sum that starts from zero rounds less on its way.
+    if (init.c) {
+      acc[0][r][0] += load<V>(init.c + r * init.row_stride);
+      acc[0][r][1] += load<V>(init.c + r * init.row_stride + init.vector_stride);
     }
     store(out.c + r * out.row_stride, acc[0][r][0]);
     store(out.c + r * out.row_stride + out.vector_stride, acc[0][r][1]);
