@@ -25,6 +25,7 @@ lint: $(VENV)/tools
 
 bench: $(VENV)/tools
 	$(BIN)/python -m benchmarks.bench_layer
+	$(BIN)/python -m benchmarks.bench_layer --busy
 	$(BIN)/python -m benchmarks.bench_train
 	$(BIN)/python -m benchmarks.report
 
