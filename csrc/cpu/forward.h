@@ -15,6 +15,9 @@
 namespace fusedlstm::cpu {
 namespace {
 
+// Calls of so few rows read W as it lies: packing it would cost more than all their products.
+constexpr int64_t kDirectRows = 4;
+
 // Rows below which steps are put together for the product with W_ih.
 constexpr int64_t kForwardChunkRows = 96;
 
@@ -37,11 +40,12 @@ class Forward {
         stride_(blocks_ * kLanes),
         input_units_(p_.ids ? s_.I : ceil_div(s_.I, E::kPair)),
         hidden_units_(stride_ / E::kPair),
-        chunk_(s_.B >= kForwardChunkRows ? 1 : chunk_steps(s_, 2 * kForwardChunkRows)),
+        direct_(s_.N <= kDirectRows),
+        chunk_(direct_ || s_.B >= kForwardChunkRows ? 1 : chunk_steps(s_, 2 * kForwardChunkRows)),
         splits_(chunk_ > 1 ? 1 : batch_splits(s_, blocks_, threads_)) {
     for (int64_t d = 0; d < s_.D; ++d) {
       memory_.reserve(steps_[d], s_.T);
-      memory_.reserve(w_[d], blocks_ * (input_units_ + hidden_units_) * kBlockPanels * kPanel<E>);
+      if (!direct_) memory_.reserve(w_[d], blocks_ * (input_units_ + hidden_units_) * kBlockPanels * kPanel<E>);
       memory_.reserve(bias_[d], blocks_ * kTileWidth);
       memory_.reserve(h_[d][0], s_.B * stride_);
       memory_.reserve(h_[d][1], s_.B * stride_);
@@ -76,9 +80,27 @@ class Forward {
  private:
   // Packs one block's weights and copies its slice of the initial state.
   void prepare(int64_t d, int64_t block) {
-    const DirectionWeights& w = p_.weights[d];
     const int64_t unit = block * kLanes;
     const int width = lanes_of(block);
+    for (int64_t b = 0; b < s_.B; ++b) {
+      const int64_t from = (d * s_.B + b) * s_.H + unit, to = b * stride_ + unit;
+      const V h = load_elems<E>(static_cast<const Elem*>(p_.h0) + from, width);
+      store_elems<E>(h_[d][0] + to, h);
+      store_elems<E>(h_[d][1] + to, h);
+      store(c_[d] + to, load_elems<E>(static_cast<const Elem*>(p_.c0) + from, width));
+    }
+    if (!direct_) pack_weights(d, block, width);
+  }
+
+  Acc bias_of(int64_t d, int64_t row) const {
+    const DirectionWeights& w = p_.weights[d];
+    if (!w.b_ih) return 0;
+    return to_acc<E>(static_cast<const Elem*>(w.b_ih)[row]) + to_acc<E>(static_cast<const Elem*>(w.b_hh)[row]);
+  }
+
+  void pack_weights(int64_t d, int64_t block, int width) {
+    const DirectionWeights& w = p_.weights[d];
+    const int64_t unit = block * kLanes;
     for (int half = 0; half < 2; ++half) {
       const Elem* input_rows[kPanel<E>] = {};
       const Elem* hidden_rows[kPanel<E>] = {};
@@ -92,10 +114,7 @@ class Forward {
       pack_hidden(hidden_rows, hidden_panel(d, block, half));
       for (int j = 0; j < kPanel<E>; ++j) {
         const int64_t row = (2 * half + j / kLanes) * s_.H + unit + j % kLanes;
-        Acc bias = 0;
-        if (w.b_ih && j % kLanes < width)
-          bias = to_acc<E>(static_cast<const Elem*>(w.b_ih)[row]) + to_acc<E>(static_cast<const Elem*>(w.b_hh)[row]);
-        bias_[d][block * kTileWidth + half * kPanel<E> + j] = bias;
+        bias_[d][block * kTileWidth + half * kPanel<E> + j] = j % kLanes < width ? bias_of(d, row) : 0;
       }
       if (p_.ids) {
         Acc* table = id_table(d, block);
@@ -103,13 +122,6 @@ class Forward {
           for (int j = 0; j < kPanel<E>; ++j)
             table[id * kTileWidth + half * kPanel<E> + j] = input_rows[j] ? to_acc<E>(input_rows[j][id]) : 0;
       }
-    }
-    for (int64_t b = 0; b < s_.B; ++b) {
-      const int64_t from = (d * s_.B + b) * s_.H + unit, to = b * stride_ + unit;
-      const V h = load_elems<E>(static_cast<const Elem*>(p_.h0) + from, width);
-      store_elems<E>(h_[d][0] + to, h);
-      store_elems<E>(h_[d][1] + to, h);
-      store(c_[d] + to, load_elems<E>(static_cast<const Elem*>(p_.c0) + from, width));
     }
   }
 
@@ -131,6 +143,11 @@ class Forward {
     const int64_t b0 = now.count * split / splits_, count = now.count * (split + 1) / splits_ - b0;
     if (count == 0) return;
     Acc* tile = tiles_ + tile_size_ * (chunk_ > 1 ? d * blocks_ + block : rank);
+    if (direct_) {
+      direct_product(s, d, block, b0, count, tile);
+      cells(s, d, block, b0, count, tile);
+      return;
+    }
     if (chunk_ == 1) {
       input_product(d, block, now.row + b0, count, tile);
     } else {
@@ -148,6 +165,26 @@ class Forward {
                  {c, kTileWidth, kLanes}, {c, kTileWidth, kLanes});
     }
     cells(s, d, block, b0, count, tile);
+  }
+
+  // tile = x W_ihT + b + h W_hhT for one block, by dot products with the rows of W.
+  void direct_product(int64_t s, int64_t d, int64_t block, int64_t b0, int64_t count, Acc* tile) const {
+    const int width = lanes_of(block);
+    for (int64_t lane = 0; lane < kTileWidth; ++lane) {
+      if (lane % kLanes >= width) {
+        for (int64_t b = 0; b < count; ++b) tile[b * kTileWidth + lane] = 0;
+        continue;
+      }
+      const int64_t row = lane / kLanes * s_.H + block * kLanes + lane % kLanes;
+      const Elem* w_ih = static_cast<const Elem*>(p_.weights[d].w_ih) + row * s_.I;
+      const Elem* w_hh = static_cast<const Elem*>(p_.weights[d].w_hh) + row * s_.H;
+      for (int64_t b = 0; b < count; ++b) {
+        const int64_t x_row = steps_[d][s].row + b0 + b;
+        const Acc from_x =
+            p_.ids ? to_acc<E>(w_ih[p_.ids[x_row]]) : dot<E>(w_ih, static_cast<const Elem*>(p_.x) + x_row * s_.I, s_.I);
+        tile[b * kTileWidth + lane] = bias_of(d, row) + from_x + dot<E>(w_hh, h_[d][s % 2] + (b0 + b) * stride_, s_.H);
+      }
+    }
   }
 
   // tile = x W_ihT + b for rows of x.
@@ -225,7 +262,9 @@ class Forward {
   const LayerForward& p_;
   const LayerShape s_;
   const int threads_;
-  const int64_t blocks_, stride_, input_units_, hidden_units_, chunk_, splits_;
+  const int64_t blocks_, stride_, input_units_, hidden_units_;
+  const bool direct_;
+  const int64_t chunk_, splits_;
   int64_t tile_size_;
   Workspace memory_;
   Step* steps_[2];

@@ -129,5 +129,30 @@ void product(int64_t M, int64_t K, Left<E> left, const typename E::Unit* b, Resu
   }
 }
 
+// The dot product of two rows of K elements.
+template <class E>
+typename E::Acc dot(const typename E::Elem* a, const typename E::Elem* b, int64_t K) {
+  constexpr int n = kLanes<E>;
+  AccVector<E> sums[4] = {};
+  int64_t k = 0;
+  for (; k + 4 * n <= K; k += 4 * n) {
+    FUSEDLSTM_UNROLL
+    for (int i = 0; i < 4; ++i) sums[i] += load_elems<E>(a + k + i * n) * load_elems<E>(b + k + i * n);
+  }
+  for (; k < K; k += n) {
+    const int width = K - k < n ? static_cast<int>(K - k) : n;
+    sums[0] += load_elems<E>(a + k, width) * load_elems<E>(b + k, width);
+  }
+  AccVector<E> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  FUSEDLSTM_UNROLL
+  for (int half = n / 2; half >= 1; half /= 2) {
+    Vector<std::conditional_t<sizeof(typename E::Acc) == 4, int32_t, int64_t>> index{};
+    FUSEDLSTM_UNROLL
+    for (int i = 0; i < n; ++i) index[i] = (i + half) % n;
+    sum += shuffle(sum, sum, index);
+  }
+  return sum[0];
+}
+
 }  // namespace
 }  // namespace fusedlstm::cpu
