@@ -7,6 +7,7 @@ import errno
 import os
 import pickle
 import random
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -77,6 +78,23 @@ def test_a_failure_at_any_moment_leaves_old_or_new(
         assert not list(tmp_path.glob("*.tmp"))
     checkpoint.save(tmp_path, at_step(3))
     assert checkpoint.load(tmp_path).step == 3
+
+
+def test_the_disk_has_a_file_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+
+    def replace(old: Path, new: Path) -> None:
+        done.append(f"rename {new.name}")
+        os.rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    checkpoint.save(tmp_path, at_step(1))
+    folder = ["folder"] if os.name == "posix" else []
+    assert done == ["file", f"rename {FILE}", *folder, "file", "rename run.json", *folder]
 
 
 KILLER = """

@@ -160,13 +160,31 @@ def test_a_pause_reads_a_part_of_the_validation_text_and_the_end_all(
 def test_samples_validation_and_checkpoints_come_early_then_regularly(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = train(tiny(text, rnn_size=2, steps=620, save_every=250, out=str(tmp_path / "run")))
+    folder = train(tiny(text, rnn_size=2, steps=620, save_every=500, out=str(tmp_path / "run")))
     loaded = checkpoint.load(folder)
-    assert [m["step"] for m in loaded.metrics] == [100, 200, 250, 500, 620]
+    assert [m["step"] for m in loaded.metrics] == [100, 200, 400, 500, 620]
     assert all(math.isfinite(m["train"]) and math.isfinite(m["val"]) for m in loaded.metrics)
     shown = capsys.readouterr().out
     assert shown.count("bits/char: train") == 5
     assert f"fusedlstm sample {folder}" in shown
+
+
+def test_a_sample_follows_the_settings() -> None:
+    run = Run(tiny(temperature=0.0, sample_length=30), Corpus.from_bytes("x", LINES))
+    assert run.sample() == "".join(write(run.model, run.text.vocab, b"", 30, 0.0))
+
+
+def test_dropout_is_for_training_only() -> None:
+    run = Run(tiny(dropout=0.5, num_layers=2), Corpus.from_bytes("x", LINES))
+    x = run.streams.chunk(0, 10)[0]
+    lstm, decoder = run.model.lstm, run.model.decoder
+    with torch.no_grad():
+        run.model.train()
+        assert not torch.equal(lstm(x)[0], lstm(x)[0])  # between the layers
+        lstm.eval()
+        assert not torch.equal(run.model(x)[0], run.model(x)[0])  # before the decoder
+        run.model.eval()
+        torch.testing.assert_close(run.model(x)[0], decoder(lstm(x)[0]), rtol=0, atol=0)
 
 
 def test_a_sample_does_not_change_the_training(tmp_path: Path, text: Path) -> None:

@@ -61,7 +61,7 @@ def _continue(model: CharLM, start: list[int], temperature: float, seed: int | N
     ids, state = torch.tensor(start)[:, None], None
     while True:
         logits, state = model(ids, state)
-        last = logits[-1]  # [1, V]
+        last = logits[-1].double()  # [1, V]; wide enough for any temperature
         if temperature == 0:
             ids = last.argmax(dim=1, keepdim=True)
         else:
