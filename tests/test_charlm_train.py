@@ -120,6 +120,16 @@ def test_training_sees_every_chunk_in_order(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(seen[-1], seen[0])
 
 
+def test_auto_is_bfloat16_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for supported, expected in [(True, torch.bfloat16), (False, torch.float32)]:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=supported: answer)
+        assert tiny(dtype="auto").autocast_dtype() == expected
+        assert tiny(dtype="float32").autocast_dtype() == torch.float32
+        assert tiny(dtype="bfloat16").autocast_dtype() == torch.bfloat16
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert tiny(dtype="auto").autocast_dtype() == torch.float32
+
+
 def test_the_learning_rate_falls_along_a_cosine() -> None:
     run = Run(tiny(steps=8, learning_rate=0.4), Corpus.from_bytes("x", LINES))
     rates = []
