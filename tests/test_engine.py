@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -140,3 +141,12 @@ def test_a_capsule_that_nobody_takes_gives_its_buffer_back() -> None:
 def test_the_ceiling_is_a_rate() -> None:
     # Far below what any processor of this century does, far above what none can.
     assert 1e8 < _C.peak(0, 1, 0.01) < 1e13
+
+
+def test_auto_hands_over_where_torch_was_measured_faster() -> None:
+    lstm = fusedlstm.LSTM(4, 512)
+    x = torch.randn(2, 64, 4)
+    with torch.no_grad():
+        text = fusedlstm.explain(lstm, x)
+    assert re.search(r"cpu\W.*torch \(oneDNN\) was measured", text) and re.search(r"torch\W.*runs", text)
+    assert re.search(r"cpu\W.*runs", fusedlstm.explain(lstm, x))  # with gradients ours is faster

@@ -27,6 +27,13 @@ def supports(spec: Spec) -> str | None:
     return None
 
 
+def slower(spec: Spec) -> str | None:
+    """Where torch was measured faster (benchmarks/RESULTS.md), in words; None elsewhere."""
+    if not spec.grad and spec.dtype == torch.float32 and spec.H >= 512 and spec.B >= 64 and spec.T > 1:
+        return "torch (oneDNN) was measured 1.1 times as fast in inference at L=3, H=512, B=100, T=50"
+    return None
+
+
 def layer_forward(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
