@@ -1,0 +1,73 @@
+"""The Triton backend: NVIDIA (and AMD) GPUs; float32, float16 and bfloat16; any lengths, ids, two directions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import Spec
+from . import layer
+from .plans import Card, Plan, candidates, card
+
+DEVICES = {"cuda"}
+_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
+_CAPABILITY = (8, 0)
+
+
+def supports(spec: Spec) -> str | None:
+    """None when the kernels can serve the call, else the reason why not."""
+    if spec.device not in DEVICES:
+        return f"runs on a GPU, the tensors are on {spec.device}"
+    if spec.dtype not in _DTYPES:
+        return f"serves float32, float16 and bfloat16, not {spec.dtype}"
+    if spec.P != spec.H:
+        return f"has no projection (proj_size={spec.P})"
+    if torch.version.cuda and torch.cuda.get_device_capability() < _CAPABILITY:
+        return f"needs compute capability 8.0 (Ampere), the GPU has {torch.cuda.get_device_capability()}"
+    return None
+
+
+def kernel(spec: Spec) -> str:
+    """The regime that serves a call."""
+    return choose(spec.B, spec.H, spec.D, spec.dtype, torch.device(spec.device)).regime
+
+
+def choose(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device) -> Plan:
+    """The plan with the shortest predicted step."""
+    return candidates(B, H, D, dtype.itemsize, _card(device))[0]
+
+
+def layer_forward(
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Runs one layer in all its directions; arguments and results as backends.eager.layer_forward."""
+    if x.shape[0] == 0:
+        empty = h0.new_empty(0)
+        return h0.new_empty(0, h0.shape[0] * h0.shape[2]), h0.clone(), c0.clone(), empty.float(), empty
+    D, B, H = h0.shape
+    with torch.cuda.device_of(x):
+        chosen = choose(B, H, D, h0.dtype, h0.device)
+        return layer.forward(chosen, _precision(h0.dtype), x, batch_sizes, h0, c0, weights, save)
+
+
+def layer_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """Gradients of one layer; arguments and results as backends.eager.layer_backward."""
+    dy, dh_n, dc_n, x, _, h0, c0, weights, _, _, _, needs_dx, needs_dw = args
+    D, B, H = h0.shape
+    if x.shape[0] == 0:
+        dh0, dc0 = (torch.zeros_like(h) if dh is None else dh.clone() for h, dh in ((h0, dh_n), (c0, dc_n)))
+        return torch.zeros_like(x), dh0, dc0, [w.new_zeros(w.shape if needs_dw else 0) for w in weights]
+    with torch.cuda.device_of(x):
+        return layer.backward(choose(B, H, D, h0.dtype, h0.device), _precision(h0.dtype), *args)
+
+
+def _card(device: torch.device) -> Card:
+    return card(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """How float32 is multiplied: as torch.nn.LSTM does it, by cuDNN's flag."""
+    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
