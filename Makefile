@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 DEMO_RUN := runs/demo
 DEMO_MINUTES ?= 2
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test smoke lint bench clean
 
 demo: $(VENV)/library
 	rm -rf $(DEMO_RUN)
@@ -16,6 +16,9 @@ demo: $(VENV)/library
 
 test: $(VENV)/tools
 	$(BIN)/pytest
+
+smoke: $(VENV)/tools
+	$(BIN)/python -m benchmarks.smoke
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check .
