@@ -1,4 +1,4 @@
-"""The command line: `fusedlstm train` and `fusedlstm sample` (also `python -m fusedlstm`)."""
+"""The command line: `fusedlstm train`, `sample` and `bench` (also `python -m fusedlstm`)."""
 
 import io
 import os
@@ -6,13 +6,14 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Annotated
 
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
+from fusedlstm.bench import Bench
 from fusedlstm.charlm import checkpoint
 from fusedlstm.charlm.sample import load_model, write
 from fusedlstm.charlm.settings import RULES, CharLMError, Settings, check
@@ -20,10 +21,17 @@ from fusedlstm.charlm.train import train
 
 
 @dataclass(frozen=True)
+class Options(Settings):
+    """The settings as flags, the text without one."""
+
+    file: Annotated[Positional[str], arg(metavar="FILE")] = ""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a character model on a text, from its bytes."""
 
-    settings: Annotated[Settings, arg(name="")] = field(default_factory=Settings)
+    settings: Annotated[Options, arg(name="")] = field(default_factory=Options)
     resume: str = ""
     """Folder of a run to go on with, by its own settings; only some of them may be given anew."""
 
@@ -60,7 +68,11 @@ class Sample:
         sys.stdout.write("\n")
 
 
-Command = Annotated[Train, subcommand("train")] | Annotated[Sample, subcommand("sample")]
+Command = (
+    Annotated[Train, subcommand("train")]
+    | Annotated[Sample, subcommand("sample")]
+    | Annotated[Bench, subcommand("bench")]
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = tyro.cli(Command, args=args, prog="fusedlstm")
         if isinstance(command, Train) and command.resume:
-            saved = Train(checkpoint.load(command.resume).settings, command.resume)
+            saved = Train(Options(**asdict(checkpoint.load(command.resume).settings)), command.resume)
             command = tyro.cli(Train, args=args[1:], prog="fusedlstm train", default=saved)
         command()
     except CharLMError as error:

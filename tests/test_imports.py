@@ -15,11 +15,11 @@ PACKAGE = Path(fusedlstm.__file__).parent
 # Each module's prefix and how high it stands: it may import only what stands lower. The first that fits
 # counts.
 HEIGHTS = [
-    ("fusedlstm.reference", 0), ("fusedlstm.dynamo", 0), ("fusedlstm._C", 0),
+    ("fusedlstm.reference", 0), ("fusedlstm.dynamo", 0), ("fusedlstm._C", 0), ("fusedlstm.timing", 0),
     ("fusedlstm.backends.", 2), ("fusedlstm.backends", 1),
     ("fusedlstm.contract", 3), ("fusedlstm.ops", 4), ("fusedlstm.functional", 5), ("fusedlstm.nn", 6),
-    ("fusedlstm.convert", 7), ("fusedlstm.charlm", 9), ("fusedlstm.cli", 10), ("fusedlstm.__main__", 11),
-    ("fusedlstm", 8),
+    ("fusedlstm.convert", 7), ("fusedlstm.charlm", 9), ("fusedlstm.bench", 10), ("fusedlstm.cli", 11),
+    ("fusedlstm.__main__", 12), ("fusedlstm", 8),
 ]  # fmt: skip
 
 

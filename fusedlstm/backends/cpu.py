@@ -34,6 +34,11 @@ def slower(spec: Spec) -> str | None:
     return None
 
 
+def kernel(spec: Spec) -> str:
+    """The instruction set that serves a call."""
+    return f"{_C.engine()} engine"
+
+
 def layer_forward(
     x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
