@@ -1,14 +1,15 @@
 """Writing text, one character at a time."""
 
 import codecs
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fusedlstm.charlm import checkpoint
-from fusedlstm.charlm.model import CharLM
+from fusedlstm.charlm.model import CharLM, State
 from fusedlstm.charlm.settings import CharLMError
 
 
@@ -49,25 +50,40 @@ def write(
         names = ", ".join(f"{chr(b)!r}" if 32 <= b < 127 else f"byte {b:#04x}" for b in unseen)
         raise CharLMError(f"the prime text must use characters of the training text, got others: {names}")
     start = [id_of[byte] for byte in prime] or [id_of.get(ord("\n"), 0)]
-    written = islice(_continue(model, start, temperature, seed), length)
-    return _decode(prime, (vocab[i] for i in written))
+    written = islice(ids_after(model, torch.tensor(start)[:, None], temperature, seed), length)
+    return _decode(prime, (vocab[int(ids)] for ids in written))
 
 
 @torch.inference_mode()
-def _continue(model: CharLM, start: list[int], temperature: float, seed: int | None) -> Iterator[int]:
-    """Ids without end: reads the start in one pass, then what it wrote itself, the state carried on."""
-    generator = torch.Generator()
+def ids_after(
+    model: Callable[[Tensor, State | None], tuple[Tensor, State]],
+    ids: Tensor,
+    temperature: float,
+    seed: int | None = None,
+) -> Iterator[Tensor]:
+    """Characters without end: reads the given ones in one pass, then what it wrote, the state carried on.
+
+    Args:
+        model: a CharLM in eval mode, or what is called like one.
+        ids: characters to start from [T, B], int64, on the model's device.
+        temperature: as write takes it.
+        seed: for the same characters again.
+
+    Returns:
+        The next character of each stream [1, B], as long as it is asked.
+    """
+    generator, state = torch.Generator(ids.device), None
     generator.seed() if seed is None else generator.manual_seed(seed)
-    ids, state = torch.tensor(start)[:, None], None
     while True:
         logits, state = model(ids, state)
-        last = logits[-1].double()  # [1, V]; wide enough for any temperature
+        last = logits[-1].double()  # [B, V]; wide enough for any temperature
         if temperature == 0:
-            ids = last.argmax(dim=1, keepdim=True)
+            ids = last.argmax(1)[None]
         else:
             # The largest logit is taken off first: dividing by a tiny temperature then gives -inf, never nan.
-            ids = torch.multinomial(((last - last.max()) / temperature).softmax(1), 1, generator=generator)
-        yield int(ids)
+            logits = (last - last.amax(1, keepdim=True)) / temperature
+            ids = torch.multinomial(logits.softmax(1), 1, generator=generator).T
+        yield ids
 
 
 def _decode(prime: bytes, written: Iterable[int]) -> Iterator[str]:

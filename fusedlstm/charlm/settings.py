@@ -1,12 +1,11 @@
-"""The settings of a run: one dataclass is command line, trainer's input and checkpoint's record."""
+"""The settings of a run: one dataclass is trainer's input, checkpoint's record and, by its fields, flags."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from tyro.conf import Positional, arg
 
 
 class CharLMError(Exception):
@@ -21,7 +20,7 @@ class Settings:
         CharLMError: when a value is out of range; the message names it.
     """
 
-    file: Annotated[Positional[str], arg(metavar="FILE")] = ""
+    file: str = ""
     """Text to train on: any file, in any language (its bytes are the vocabulary). Without it: --data."""
     data: str = "stdlib"
     """A known text (stdlib, shakespeare, bible, tinyshakespeare, warandpeace, names) or a URL."""

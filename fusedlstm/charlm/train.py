@@ -221,7 +221,7 @@ def train_step(
         x, y: inputs and targets [T, B], int64.
         state: h and c [L, B, H] from the chunk before; None for zeros.
         grad_clip: largest norm of all gradients together.
-        dtype: of the arithmetic; float32 or bfloat16 (by autocast).
+        dtype: of the arithmetic; float32, or by autocast one of 16 bits.
 
     Returns:
         The mean loss in nats, and h and c for the next chunk, cut from the graph.
@@ -229,7 +229,7 @@ def train_step(
     Raises:
         CharLMError: when the loss or the gradient is not finite; the weights are as they were.
     """
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
         logits, (h, c) = model(x, state)
         loss = F.cross_entropy(logits.float().flatten(0, 1), y.flatten())
     optimizer.zero_grad()
