@@ -1,0 +1,32 @@
+"""Number formats that numpy lacks, and products in them: bfloat16, which is held as bits, and TF32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def f32_to_bf16(values: np.ndarray) -> np.ndarray:
+    """Bits of the nearest bfloat16, ties to even."""
+    bits = np.atleast_1d(np.ascontiguousarray(values, np.float32)).view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return np.where(np.isnan(values), 0x7FC0, rounded.reshape(np.shape(values))).astype(np.uint16)
+
+
+def tf32(values: np.ndarray) -> np.ndarray:
+    """The nearest float32 with 10 bits of mantissa, ties away from zero, as cvt.rna.tf32 rounds."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x1000) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def tf32_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.matmul(tf32(a), tf32(b))
+
+
+def tf32x3_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Each factor as the sum of two TF32 numbers; the product of the small ones is left out."""
+    small_a, small_b = a - tf32(a), b - tf32(b)
+    return tf32_product(small_a, b) + tf32_product(a, small_b) + tf32_product(a, b)
