@@ -23,10 +23,12 @@ def tf32(values: np.ndarray) -> np.ndarray:
 
 
 def tf32_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.matmul(tf32(a), tf32(b))
+    """Triton hands float32 to the matrix instructions as it is, and they ignore the lower 13 bits."""
+    a, b = ((np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) for x in (a, b))
+    return np.matmul(a, b)
 
 
 def tf32x3_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Each factor as the sum of two TF32 numbers; the product of the small ones is left out."""
     small_a, small_b = a - tf32(a), b - tf32(b)
-    return tf32_product(small_a, b) + tf32_product(a, small_b) + tf32_product(a, b)
+    return tf32_product(small_a, tf32(b)) + tf32_product(tf32(a), small_b) + tf32_product(tf32(a), tf32(b))

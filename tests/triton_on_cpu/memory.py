@@ -167,7 +167,7 @@ class Memory:
         if wrong.any():
             raise OutOfBoundsError(
                 f"{kind} of {argument.name}[{int(offsets[wrong][0]) // itemsize}], which spans "
-                f"{argument.bytes // itemsize}; {int(wrong.sum())} elements of this access lie outside. Mask them"
+                f"{argument.bytes // itemsize}; {int(wrong.sum())} elements of this access do not lie in it"
             )
         return argument, offsets
 
