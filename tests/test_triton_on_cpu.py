@@ -199,7 +199,7 @@ def test_input_precision_is_obeyed() -> None:
         dot_kernel[(1,)](a, b, y, N=64, PRECISION=precision)
         errors[precision] = (y.double() - a.double() @ b.double()).abs().max().item()
     assert errors["ieee"] < 3e-5 and errors["tf32x3"] < 3e-5
-    assert 1e-3 < errors["tf32"] < 2e-2
+    assert 1e-3 < errors["tf32"] < 5e-2
 
 
 def test_shapes_and_loops() -> None:
