@@ -1,159 +1,138 @@
-"""The tables of benchmarks/RESULTS.md and of the README, from a record; no figure is typed by hand."""
+"""RESULTS.md and the README's figures, from the newest record of each device; none is typed by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import geometric_mean
 
-import tyro
-
-from benchmarks.contenders import CONTENDERS
+from benchmarks import plots, tables
 from benchmarks.results import RESULTS, ROOT, Record, load
 from benchmarks.shapes import TARGETS
+from benchmarks.titles import device
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-Column = tuple[str, Callable[[Record], str]]
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+Pictures = dict[str, str]  # by name: links, as the page needs them
 
 
-def _number(value: float) -> str:
-    """Three digits: 0.0123, 1.23, 12.3, 123, 1,230."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
-
-
-def _ms(name: str) -> Callable[[Record], str]:
-    def cell(row: Record) -> str:
-        return _number(row["ms"][name]["p50"]) if name in row.get("ms", {}) else "-"
-
-    return cell
-
-
-def _spread(row: Record) -> str:
-    return "{} to {}".format(*(_number(row["ms"]["ours"][q]) for q in ("p20", "p80"))) if "ms" in row else "-"
-
-
-def _field(name: str, form: Callable[[Any], str]) -> Callable[[Record], str]:
-    return lambda row: form(row[name]) if row.get(name) is not None else "-"
-
-
-def _megabytes(part: str, name: str) -> Callable[[Record], str]:
-    def cell(row: Record) -> str:
-        value = row.get(part, {}).get(name)
-        return "-" if value is None else _number(value / 1e6)
-
-    return cell
-
-
-def _ratio(row: Record) -> str:
-    return f"{row['ratio']:.2f}" if "ratio" in row else "wrong result: no time"
-
-
-def _mode(row: Record) -> str:
-    return row["mode"] + (", both directions" if row["bidirectional"] else "")
-
-
-NAME: Column = ("row", lambda row: row["name"])
-SHAPE: list[Column] = [
-    *((size, _field(size, str)) for size in ("H", "L", "B", "T", "I")),
-    ("dtype", _field("dtype", str)), ("mode", _mode),
-]  # fmt: skip
-TIMES: list[Column] = [
-    ("ours ms", _ms("ours")), ("nn.LSTM ms", _ms("torch")), ("oneDNN off ms", _ms("torch_plain")),
-    ("NumPy ms", _ms("numpy")), ("faster torch / ours", _ratio),
-    ("ceiling GFLOP/s", _field("ceiling_gflops", _number)), ("share", _field("share", "{:.0%}".format)),
-]  # fmt: skip
-MORE: list[Column] = [
-    ("ours, p20 to p80 ms", _spread), ("`auto` takes", _field("auto", str)),
-    ("peak MB ours", _megabytes("peak_bytes", "ours")), ("nn.LSTM", _megabytes("peak_bytes", "torch")),
-    ("oneDNN off", _megabytes("peak_bytes", "torch_plain")),
-    ("saved MB a layer, ours", _megabytes("saved_bytes_per_layer", "ours")),
-    ("gates + h + c", _megabytes("saved_bytes_per_layer", "allowed")),
-    ("nn.LSTM", _megabytes("saved_bytes_per_layer", "torch")),
-]  # fmt: skip
-
-
-TRAIN_HEAD = [
-    "net", "dtype", "ours ms/step", "nn.LSTM ms/step", "ours chars/s", "nn.LSTM chars/s", "nn.LSTM / ours",
-    "float32 nn.LSTM / ours",
-]  # fmt: skip
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first row is its head."""
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def layer_table(rows: Mapping[str, Record], columns: Sequence[Column]) -> str:
-    """The rows of the layer, a line each."""
-    lines = [[cell(row) for _, cell in columns] for row in rows.values()]
-    return markdown([[title for title, _ in columns], *lines])
-
-
-def train_table(trained: Mapping[str, Record]) -> str:
-    """Training steps, ours and torch's in each dtype."""
-    rows = [TRAIN_HEAD]
-    for name, found in trained.items():
-        net = f"{name}, V={found['V']}, B={found['B']}, T={found['T']}"
-        for dtype in found["torch_setting"]:
-            if "ms" not in found:
-                rows.append([net, dtype, "losses disagree: no time", *["-"] * 5])
-                continue
-            ms = [found["ms"][f"{who} {dtype}"]["p50"] for who in ("ours", "torch")]
-            speeds = [f"{found['chars_per_s'][f'{who} {dtype}']:,.0f}" for who in ("ours", "torch")]
-            plain = found["ms"]["torch float32"]["p50"]
-            ratios = [f"{ms[1] / ms[0]:.2f}", f"{plain / ms[0]:.2f}"]
-            rows.append([net, dtype, *map(_number, ms), *speeds, *ratios])
-    return markdown(rows)
+def newest(folder: Path = RESULTS) -> list[Path]:
+    """The newest record of each device, CPUs first."""
+    paths = [
+        max(found.glob("*.json"), key=_date) for found in sorted(folder.iterdir()) if [*found.glob("*.json")]
+    ]
+    return sorted(paths, key=lambda path: device(load(path)) != "cpu")
 
 
 def where(record: Record) -> str:
     """The machine and the build in one line."""
     m = record["machine"]
     changed = " with uncommitted changes" if m["dirty"] else ""
+    gpu = [f"{name} {m[key]}" for key, name in (("cuda", "CUDA"), ("driver", "driver")) if m.get("driver")]
+    clocks = [f"clocks {_clocks(m['clocks_mhz'])}"] if m.get("clocks_mhz") else []
+    triton = [f"triton {m['triton']}"] if m.get("triton") else []
     return (
         f"{m['device']}, {m['cores']} cores, {m['threads']} threads, {m['engine']} engine; "
-        f"torch {m['torch']}, Python {m['python']}; commit {m['commit']}{changed}."
+        + "; ".join([f"torch {m['torch']}", *triton, *gpu, *clocks, f"Python {m['python']}"])
+        + f"; commit {m['commit']}{changed}."
     )
 
 
-def results_page(record: Record, source: str) -> str:
-    """All of RESULTS.md."""
-    layer = record.get("layer", {})
-    parts = [
-        "# Results",
-        f"Generated by `python -m benchmarks.report` from `{source}`: medians, losses as they are.",
-        where(record),
-        "## The layer",
-        "Above 1 in the column of ratios, ours is faster than the faster of torch's two settings. The "
-        "ceiling is the engine's own micro-kernel on data in the L1 cache, measured beside each row; the "
-        "share counts the matrix products that a pass needs. NumPy computes in float64.",
-        layer_table(layer, [NAME, *SHAPE, *TIMES]),
-        *_skipped(layer),
-        "## Spread, choice and memory",
-        "Peak memory is what one pass adds to data and weights, in a process of its own.",
-        layer_table(layer, [NAME, *MORE]),
-    ]
-    if "busy" in record:
-        parts += [
-            "## Beside another busy process",
-            "Time beside it over time alone.",
-            _busy_table(record["busy"]),
-        ]
-    if "train" in record:
-        parts += ["## Training steps of the char-LM", train_table(record["train"])]
-        parts += [_losses(found) for found in record["train"].values()]
+def results_page(record: Record, source: str, pictures: Pictures | None = None) -> str:
+    """All that one record has, as a part of RESULTS.md.
+
+    Args:
+        record: of one device.
+        source: where it is kept, in words.
+        pictures: links to its plots.
+    """
+    pictures, on = pictures or {}, device(record)
+    parts = [f"## {DEVICES[on]}: {record['machine']['device']}", where(record), f"From `{source}`."]
+    if layer := record.get("layer"):
+        parts += _layer(layer, on, pictures)
+    if "scaling" in pictures:
+        parts += ["### Scaling", _picture(pictures, "scaling", "time and memory against each size")]
+    if trained := record.get("train"):
+        parts += ["### Training steps of the char-LM", tables.train(trained)]
+        parts += [tables.train_words(net) for net in trained.values()]
+        parts += [_picture(pictures, "train", "characters a second")] if "train" in pictures else []
+    if sampled := record.get("sample"):
+        words = (
+            "One loop for all, a character at a time in each of B streams; greedy text was compared first."
+        )
+        parts += ["### Sampling", words, tables.sample(sampled, on)]
+    if counted := record.get("instructions"):
+        words = "Of the engine's own code, one thread, one layer; they repeat where times do not."
+        parts += ["### Instructions", words, tables.instructions(counted)]
+    if micro := record.get("micro"):
+        parts += ["### Micro-benchmarks", tables.micro(micro)]
+    if busy := record.get("busy"):
+        parts += ["### Beside another busy process", "Time beside it over time alone.", tables.busy(busy)]
     return "\n\n".join(parts) + "\n"
 
 
-def summary(record: Record) -> str:
-    """The few rows that the README shows."""
-    rows = {row.name: record["layer"][row.name] for row in TARGETS if row.name in record.get("layer", {})}
-    parts = [layer_table(rows, [*SHAPE, *TIMES])]
-    if "train" in record:
-        parts += ["Whole training steps of the character model:", train_table(record["train"])]
-    return "\n\n".join([*parts, f"{where(record)} All rows: benchmarks/RESULTS.md."])
+def _layer(layer: dict[str, Record], on: str, pictures: Pictures) -> list[str]:
+    rows = list(layer.values())
+    parts = [
+        "### The layer",
+        "Ratios above 1: ours is faster than the faster of torch's two settings. A wrong result has no time.",
+        tables.table(rows, tables.times(on)),
+        "#### Where torch is faster",
+        tables.losses(layer),
+        "#### Geometric means",
+        tables.means(layer),
+    ]
+    if "grid" in pictures:
+        parts.append(_picture(pictures, "grid", "ratio of every row, in order"))
+    parts += [
+        "#### Steps and floors",
+        "A step is one of T, through all layers. The input products are x·W_ih^T, and with a backward dx and "
+        "dW_ih, as torch.mm computes them; a dash where these alone would take longer. The floor is the time "
+        "that the products' FLOPs or the bytes that must move need at the least.",
+        tables.table(rows, tables.FLOOR),
+    ]
+    if tables.has(layer, "cold_ms"):
+        cold = [row for row in rows if "cold_ms" in row]
+        words = "Cold: the L2 cache is flushed before each run."
+        parts += ["#### Warm and cold", words, tables.table(cold, tables.cold())]
+    parts += ["#### Everyone", "Medians in ms. NumPy computes in float64."]
+    parts += [tables.table(rows, tables.rivals(layer, on))]
+    if reasons := tables.reasons(layer, on):
+        parts += ["What has a dash was not run:", "\n".join(reasons)]
+    return [
+        *parts,
+        "#### Memory",
+        "Peak memory is what one pass adds to data and weights.",
+        tables.table(tables.saves(layer), tables.memory(on)),
+    ]
+
+
+def page_of(records: Sequence[tuple[Record, str, Pictures]]) -> str:
+    """All of RESULTS.md."""
+    head = "# Results\n\nGenerated by `python -m benchmarks.report`: medians, losses as they are.\n"
+    return "\n".join([head, *(results_page(*record) for record in records)])
+
+
+def summary(record: Record, pictures: Pictures | None = None) -> str:
+    """The part of the README about one device."""
+    layer, on = record.get("layer", {}), device(record)
+    rows = [layer[row.name] for row in TARGETS if row.name in layer]
+    parts = [tables.table(rows, tables.short(on))]
+    ratios = [row["ratio"] for row in layer.values() if "ratio" in row]
+    if ratios:
+        mean, lost = geometric_mean(ratios), sum(ratio < 1 for ratio in ratios)
+        parts.append(
+            f"Over all {len(ratios)} shapes fusedlstm is {mean:.2f} times as fast as the faster nn.LSTM "
+            f"setting (geometric mean); nn.LSTM is faster at {lost} of them."
+        )
+    picture = next((name for name in ("scaling", "grid") if name in (pictures or {})), None)
+    if pictures and picture:
+        parts.append(_picture(pictures, picture, f"fusedlstm against nn.LSTM on a {DEVICES[on]}"))
+    if "train" in record and on == "cpu":
+        words = "Whole training steps of the character model, and of a transformer of about its size:"
+        parts += [words, tables.train_short(record["train"])]
+    return "\n\n".join([*parts, where(record)])
 
 
 def filled(page: str, text: str) -> str:
@@ -170,60 +149,61 @@ def filled(page: str, text: str) -> str:
 
 
 def main(
-    record: tyro.conf.Positional[Path | None] = None,
+    record: Path | None = None,
     page: Path = ROOT / "benchmarks" / "RESULTS.md",
     readme: Path = ROOT / "README.md",
 ) -> None:
-    """Writes the results page and the README's table.
+    """Draws the plots, and writes the results page and the README's part.
 
     Args:
-        record: what a benchmark wrote; by default the newest under benchmarks/results.
+        record: what a benchmark wrote; by default the newest of each device under benchmarks/results.
         page: the results page.
         readme: a page with markers.
     """
-    if record is None:
-        record = max(RESULTS.glob("*/*.json"), key=lambda path: path.stat().st_mtime)
-    found, path = load(record), record.resolve()
-    source = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
-    page.write_text(results_page(found, source))
-    readme.write_text(filled(readme.read_text(), summary(found)))
+    paths = [record] if record else newest()
+    records = [load(path) for path in paths]
+    drawn = [plots.draw(found, path) for found, path in zip(records, paths, strict=True)]
+    on_page, on_readme = ([_links(pictures, target) for pictures in drawn] for target in (page, readme))
+    sources = [_source(path) for path in paths]
+    page.write_text(page_of(list(zip(records, sources, on_page, strict=True))))
+    newest_of = {device(found): (found, links) for found, links in zip(records, on_readme, strict=True)}
+    texts = [summary(*newest_of[on]) for on in DEVICES if on in newest_of]
+    readme.write_text(filled(readme.read_text(), "\n\n".join([*texts, "All rows: benchmarks/RESULTS.md."])))
     print(f"wrote {page} and {readme}")
 
 
-def _skipped(layer: Mapping[str, Record]) -> list[str]:
-    return [
-        f"{name}: {CONTENDERS[who].title} was not run whole, it takes {why}."
-        for name, row in layer.items()
-        for who, why in row.get("skipped", {}).items()
-    ]
+def _links(pictures: dict[str, Path], page: Path) -> Pictures:
+    folder = page.resolve().parent
+    return {name: Path(os.path.relpath(path.resolve(), folder)).as_posix() for name, path in pictures.items()}
 
 
-def _busy_table(busy: Mapping[str, Record]) -> str:
-    head = ["row", "ours alone ms", "beside", "slowdown", "nn.LSTM alone ms", "beside", "slowdown"]
-    return markdown([head, *([name, *_busy_cells(found)] for name, found in busy.items())])
+def _picture(pictures: Pictures, name: str, words: str) -> str:
+    return f"![{words}]({pictures[name]})"
 
 
-def _busy_cells(found: Record) -> list[str]:
-    return [
-        cell
-        for who in ("ours", "torch")
-        for cell in (
-            _number(found["alone_ms"][who]["p50"]),
-            _number(found["busy_ms"][who]["p50"]),
-            f"{found['slowdown'][who]:.2f}",
-        )
-    ]
+def _source(path: Path) -> str:
+    path = path.resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
 
 
-def _losses(found: Record) -> str:
-    """How the loss curves agree, in words."""
-    settings = ", ".join(f"{s['taken']} in {dtype}" for dtype, s in found["torch_setting"].items())
-    apart = "; ".join(
-        f"in {dtype} the loss of ours stays within {a['largest_difference']:.2%} of torch's in float32"
-        for dtype, a in found["agreement"].items()
+def _date(path: Path) -> str:
+    """When the last of a record was measured."""
+    parts = (part for name, part in load(path).items() if name != "machine" and isinstance(part, dict))
+    return max(
+        (v["date"] for part in parts for v in part.values() if isinstance(v, dict) and "date" in v),
+        default="",
     )
-    return f"torch runs in its faster setting: {settings}. Over {found['steps']} steps {apart}."
+
+
+def _clocks(clocks: object) -> str:
+    return (
+        ", ".join(f"{k} {v}" for k, v in clocks.items()) + " MHz"
+        if isinstance(clocks, dict)
+        else f"{clocks} MHz"
+    )
 
 
 if __name__ == "__main__":
+    import tyro
+
     tyro.cli(main)
