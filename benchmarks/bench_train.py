@@ -1,32 +1,42 @@
-"""Whole steps of the char-LM as `fusedlstm train` makes them, against the same steps on torch.nn.LSTM."""
+"""Whole steps of the char-LM as `fusedlstm train` makes them, against the same steps on torch.nn.LSTM.
+
+A transformer of about as many parameters takes the same steps beside them: another model, which tells what
+such a step costs and takes no part in the check of losses.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks import results
-from benchmarks.contenders import Context, without_onednn
-from benchmarks.timing import Runner, interleave, once, summary
+from benchmarks.contenders import without_onednn
+from fusedlstm.backends import resolve
 from fusedlstm.charlm import corpus
 from fusedlstm.charlm.model import CharLM, State
 from fusedlstm.charlm.settings import Settings
 from fusedlstm.charlm.train import OPTIMIZERS, train_step
+from fusedlstm.functional import spec
+from fusedlstm.timing import Context, Runner, interleave, once, summary
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SETTINGS: dict[str, Context] = {"as it comes": nullcontext, "oneDNN off": without_onednn}
+DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16", "bfloat16")}
+SETTINGS: dict[str, dict[str, Context]] = {
+    "cpu": {"as it comes": nullcontext, "oneDNN off": without_onednn},
+    "cuda": {"as it comes": nullcontext, "cuDNN off": partial(torch.backends.cudnn.flags, enabled=False)},
+}
+GPT_LAYERS, GPT_WIDTHS = range(4, 9), range(32, 769, 32)
 PROBE_T = 4  # steps in time: bfloat16 with oneDNN off takes a minute at 100
 # Largest relative difference of the loss from torch's in float32, smoothed over TAIL steps.
-AGREE = {"float32": 0.01, "bfloat16": 0.02}
+AGREE = {"float32": 0.01, "float16": 0.02, "bfloat16": 0.02}
 TAIL = 10
 
 
@@ -35,14 +45,45 @@ class OneHotLM(CharLM):
 
     def __init__(self, vocab_size: int, rnn_size: int, num_layers: int) -> None:
         super().__init__(vocab_size, rnn_size, num_layers)
-        lstm = torch.nn.LSTM(vocab_size, rnn_size, num_layers)
+        lstm = nn.LSTM(vocab_size, rnn_size, num_layers)
         lstm.load_state_dict(self.lstm.state_dict())
         self.lstm = cast(Any, lstm)
 
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        one_hot = torch.nn.functional.one_hot(ids, self.lstm.input_size).float()
+        one_hot = nn.functional.one_hot(ids, self.lstm.input_size).float()
         y, state = cast(Any, self.lstm)(one_hot, state)
         return self.decoder(self.dropout(y)), state
+
+
+class GPT(nn.Module):
+    """A small decoder-only transformer with learned positions; it reads each chunk afresh, without a state.
+
+    Args:
+        V: distinct characters.
+        T: longest chunk.
+        layers: blocks of attention and two linear maps.
+        width: of the residual stream, in heads of 32.
+    """
+
+    def __init__(self, V: int, T: int, layers: int, width: int) -> None:
+        super().__init__()
+        self.layers, self.width = layers, width
+        self.token, self.place = nn.Embedding(V, width), nn.Embedding(T, width)
+        block = nn.TransformerEncoderLayer(
+            width, width // 32, 4 * width, dropout=0.0, activation="gelu", norm_first=True
+        )
+        norm = nn.LayerNorm(width)
+        self.blocks = nn.TransformerEncoder(block, layers, norm, enable_nested_tensor=False)
+        self.decoder = nn.Linear(width, V)
+        for weight in (p for p in self.parameters() if p.dim() > 1):
+            nn.init.normal_(weight, std=0.02)
+
+    def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Ids [T, B]; returns logits [T, B, V], and nothing to carry on."""
+        T = len(ids)
+        mask = nn.Transformer.generate_square_subsequent_mask(T, device=ids.device)
+        y = self.blocks(self.token(ids) + self.place.weight[:T, None], mask, is_causal=True)
+        return self.decoder(y), (y.new_zeros(0), y.new_zeros(0))
 
 
 @dataclass(frozen=True)
@@ -55,23 +96,43 @@ class Net:
     T: int
     V: int
 
-    def streams(self) -> corpus.Streams:
-        """The standard library's source, of which only the V commonest bytes are kept."""
+    def streams(self, device: str) -> corpus.Streams:
+        """The standard library's source, of which only the V commonest bytes are kept, on the device."""
         text = corpus.TEXTS["stdlib"]()
         rare = np.argsort(-np.bincount(np.frombuffer(text, np.uint8), minlength=256))[self.V :]
-        return corpus.Streams(
-            corpus.Corpus.from_bytes("stdlib", text.translate(None, bytes(rare.tolist()))).ids, self.B
-        )
+        kept = corpus.Corpus.from_bytes("stdlib", text.translate(None, bytes(rare.tolist())))
+        streams = corpus.Streams(kept.ids, self.B)
+        streams.rows = streams.rows.to(device)
+        return streams
+
+    def ours(self) -> CharLM:
+        return CharLM(self.V, self.H, self.L)
+
+    def torchs(self) -> OneHotLM:
+        return OneHotLM(self.V, self.H, self.L)
+
+    def gpt(self) -> GPT:
+        """The transformer, of the depths and widths that are usual, with the most nearly as many parameters."""
+
+        def apart(size: tuple[int, int]) -> int:
+            return abs(count(GPT(self.V, self.T, *size)) - lstm)
+
+        with torch.device("meta"):
+            lstm = count(self.ours())
+            size = min(product(GPT_LAYERS, GPT_WIDTHS), key=apart)
+        return GPT(self.V, self.T, *size)
 
 
 class Training:
     """A model in training; each call is one step."""
 
-    def __init__(self, net: Net, model: type[CharLM], dtype: str, streams: corpus.Streams) -> None:
+    def __init__(
+        self, net: Net, new: Callable[[], nn.Module], dtype: str, device: str, streams: corpus.Streams
+    ) -> None:
         torch.manual_seed(1)
-        self.T, self.dtype, self.streams = net.T, DTYPES[dtype], streams
+        self.T, self.dtype, self.streams = net.T, getattr(torch, dtype), streams
         self.settings = Settings(rnn_size=net.H, num_layers=net.L, batch_size=net.B, seq_length=net.T)
-        self.model = model(net.V, net.H, net.L)
+        self.model = cast(CharLM, new().to(device))
         optimizer = OPTIMIZERS[self.settings.optimizer]
         self.optimizer = optimizer(self.model.parameters(), lr=self.settings.learning_rate)
         self.state: State | None = None
@@ -85,35 +146,43 @@ class Training:
         self.losses.append(loss)
 
 
-def measure(net: Net, steps: int) -> dict[str, Any]:
-    """Trains ours and torch's in both dtypes, step by step in turn; if losses differ there are no times."""
-    streams = net.streams()
+def measure(net: Net, steps: int, device: str = "cpu") -> dict[str, Any]:
+    """Trains all in every dtype, step by step in turn; if the losses of ours differ there are no times.
+
+    Args:
+        net: what is trained.
+        steps: of training, each of them timed.
+        device: "cpu" or "cuda".
+    """
+    dtypes, streams = DTYPES[device], net.streams(device)
+    gpt = net.gpt()
     found: dict[str, Any] = {"H": net.H, "L": net.L, "B": net.B, "T": net.T, "V": net.V, "steps": steps}
-    found["torch_setting"] = {dtype: _faster_setting(net, dtype, streams) for dtype in DTYPES}
+    found["parameters"] = count(net.ours())
+    found["gpt"] = {"layers": gpt.layers, "width": gpt.width, "parameters": count(gpt)}
+    found["torch_setting"] = {dtype: _faster_setting(net, dtype, device, streams) for dtype in dtypes}
     trainings: dict[str, Training] = {}
     runners: dict[str, Runner] = {}
-    for dtype in DTYPES:
-        faster = SETTINGS[found["torch_setting"][dtype]["taken"]]
-        for name, model, context in (("ours", CharLM, nullcontext), ("torch", OneHotLM, faster)):
-            trainings[f"{name} {dtype}"] = training = Training(net, model, dtype, streams)
+    for dtype in dtypes:
+        faster = SETTINGS[device][found["torch_setting"][dtype]["taken"]]
+        for name, new, context in (
+            ("ours", net.ours, nullcontext), ("torch", net.torchs, faster), ("gpt", net.gpt, nullcontext),
+        ):  # fmt: skip
+            trainings[f"{name} {dtype}"] = training = Training(net, new, dtype, device, streams)
             runners[f"{name} {dtype}"] = Runner(training, cast(Context, context))
-    seconds = interleave(runners, 0.0, steps)
+    found["auto"] = {dtype: _auto(net, trainings[f"ours {dtype}"], device) for dtype in dtypes}
+    seconds = interleave(runners, 0.0, steps, device=device)
     found["losses"] = {name: training.losses for name, training in trainings.items()}
     found["agreement"] = {
         dtype: _agreement(trainings[f"ours {dtype}"].losses, trainings["torch float32"].losses, dtype)
-        for dtype in DTYPES
+        for dtype in dtypes
     }
     if all(agreement["ok"] for agreement in found["agreement"].values()):
         ms = {name: summary(values) for name, values in seconds.items()}
         found["ms"] = ms
         found["chars_per_s"] = {name: 1e3 * net.B * net.T / times["p50"] for name, times in ms.items()}
+        pairs = [(dtype, dtype) for dtype in dtypes] + [(dtype, "float32") for dtype in dtypes[1:]]
         found["ratio"] = {
-            f"{ours} to {torchs}": ms[torchs]["p50"] / ms[ours]["p50"]
-            for ours, torchs in (
-                ("ours float32", "torch float32"),
-                ("ours bfloat16", "torch bfloat16"),
-                ("ours bfloat16", "torch float32"),
-            )
+            f"ours {a} to torch {b}": ms[f"torch {b}"]["p50"] / ms[f"ours {a}"]["p50"] for a, b in pairs
         }
     return found
 
@@ -125,6 +194,7 @@ def main(
     seq_length: int = 100,
     vocab_size: int = 65,
     steps: int = 40,
+    device: str = "cpu",
     out: Path | None = None,
 ) -> None:
     """Measures training steps and adds them to this machine's record.
@@ -136,13 +206,14 @@ def main(
         seq_length: steps in time T of each stream and training step.
         vocab_size: distinct characters V.
         steps: of training, each of them timed.
+        device: cpu or cuda.
         out: the record; by default benchmarks/results/DEVICE/COMMIT.json.
     """
     net = Net(rnn_size, num_layers, batch_size, seq_length, vocab_size)
     machine = results.machine()
     out = out or results.path_for(machine)
     results.check(out, machine)
-    found = measure(net, steps)
+    found = measure(net, steps, device)
     results.add(out, machine, "train", f"{net.L}x{net.H}", found)
     for dtype, agreement in found["agreement"].items():
         print(f"{dtype}: {agreement}; torch {found['torch_setting'][dtype]}")
@@ -153,13 +224,28 @@ def main(
     print(f"written to {out}")
 
 
-def _faster_setting(net: Net, dtype: str, streams: corpus.Streams) -> dict[str, Any]:
+def count(model: nn.Module) -> int:
+    """Its parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _auto(net: Net, training: Training, device: str) -> str:
+    """The backend that computes ours."""
+    weights = list(training.model.lstm.parameters())
+    with torch.autocast(device, training.dtype, enabled=training.dtype != torch.float32):
+        return resolve(spec(weights, net.T, net.B, True, net.L, False, True, False, True), "auto")
+
+
+def _faster_setting(net: Net, dtype: str, device: str, streams: corpus.Streams) -> dict[str, Any]:
     """torch's faster setting, by a few time steps; then by whole training steps, unless one is far behind."""
 
     def seconds(T: int) -> dict[str, float]:
-        shorter = Net(net.H, net.L, net.B, T, net.V)
-        new: Callable[[], Training] = partial(Training, shorter, OneHotLM, dtype, streams)
-        return {name: once(Runner(new(), context)) for name, context in SETTINGS.items()}
+        shorter = replace(net, T=T)
+        trainings = {name: Training(shorter, net.torchs, dtype, device, streams) for name in SETTINGS[device]}
+        runners = [Runner(trainings[name], context) for name, context in SETTINGS[device].items()]
+        # Twice in turns: a neighbour that takes the machine for a moment shall not choose.
+        tries = [[once(runner, device) for runner in runners] for _ in range(2)]
+        return dict(zip(trainings, map(min, *tries), strict=True))
 
     T = min(net.T, PROBE_T)
     found = seconds(T)
@@ -186,4 +272,6 @@ def _agreement(losses: list[float], expected: list[float], dtype: str) -> dict[s
 
 
 if __name__ == "__main__":
+    import tyro
+
     tyro.cli(main)
