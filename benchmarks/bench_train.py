@@ -112,15 +112,14 @@ class Net:
         return OneHotLM(self.V, self.H, self.L)
 
     def gpt(self) -> GPT:
-        """The transformer, of the depths and widths that are usual, with the most nearly as many parameters."""
+        """The transformer, of a usual depth and width, that comes nearest to the LSTM in parameters."""
+        lstm = count(self.ours())
+        sizes = product(GPT_LAYERS, GPT_WIDTHS)
+        return GPT(self.V, self.T, *min(sizes, key=lambda size: abs(self.gpt_parameters(*size) - lstm)))
 
-        def apart(size: tuple[int, int]) -> int:
-            return abs(count(GPT(self.V, self.T, *size)) - lstm)
-
-        with torch.device("meta"):
-            lstm = count(self.ours())
-            size = min(product(GPT_LAYERS, GPT_WIDTHS), key=apart)
-        return GPT(self.V, self.T, *size)
+    def gpt_parameters(self, layers: int, width: int) -> int:
+        """Of a GPT: each block has 12 squares of its width, biases and norms; then embeddings and decoder."""
+        return layers * (12 * width + 13) * width + (self.V + self.T + 2) * width + (width + 1) * self.V
 
 
 class Training:
