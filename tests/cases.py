@@ -138,6 +138,11 @@ class Data:
     dh_n: Tensor
     dc_n: Tensor
 
+    def to(self, device: torch.device) -> Data:
+        """The same on a device."""
+        tensors = {name: t.to(device) for name, t in vars(self).items() if name != "weights"}
+        return Data(weights={name: w.to(device) for name, w in self.weights.items()}, **tensors)
+
 
 @functools.cache
 def data(case: Case, dtype: torch.dtype) -> Data:
@@ -180,19 +185,23 @@ def exact(case: Case, dtype: torch.dtype) -> Results:
 
 
 @functools.cache
-def torchs(case: Case, dtype: torch.dtype) -> Results:
+def torchs(case: Case, dtype: torch.dtype, device: str = "cpu") -> Results:
     """torch.nn.LSTM on the case's data, ids as one-hot rows."""
-    return run(torch.nn.LSTM(case.I, case.H, **case.options(), dtype=dtype), case, one_hot=True)
+    return run(
+        torch.nn.LSTM(case.I, case.H, **case.options(), dtype=dtype, device=device), case, one_hot=True
+    )
 
 
-def ours(case: Case, dtype: torch.dtype, backend: str) -> Results:
+def ours(case: Case, dtype: torch.dtype, backend: str, device: str = "cpu") -> Results:
     """fusedlstm.LSTM on the case's data."""
-    return run(fusedlstm.LSTM(case.I, case.H, **case.options(), dtype=dtype, backend=backend), case)
+    options: dict[str, Any] = {**case.options(), "dtype": dtype, "device": device, "backend": backend}
+    return run(fusedlstm.LSTM(case.I, case.H, **options), case)
 
 
 def run(module: torch.nn.LSTM, case: Case, one_hot: bool = False) -> Results:
     """Forward and backward of a module with the case's weights: outputs and gradients by name, padded."""
-    d = data(case, module.weight_ih_l0.dtype)
+    weight = module.weight_ih_l0
+    d = data(case, weight.dtype).to(weight.device)
     module.load_state_dict(d.weights)
     x = torch.nn.functional.one_hot(d.x, case.I).to(d.h0.dtype) if case.ids and one_hot else d.x
     leaves = {"x": x, "h0": d.h0, "c0": d.c0}
@@ -213,22 +222,23 @@ def run(module: torch.nn.LSTM, case: Case, one_hot: bool = False) -> Results:
     found |= {"dh0": leaves["h0"].grad, "dc0": leaves["c0"].grad} if case.hx else {}
     found |= {f"d{name}": w.grad for name, w in module.named_parameters()}
     assert all(t is not None and t.dtype == d.h0.dtype for t in found.values())
-    return {name: t.detach().double().numpy() for name, t in found.items()}
+    return {name: t.detach().double().cpu().numpy() for name, t in found.items()}
 
 
-def assert_close(found: Results, case: Case, dtype: torch.dtype) -> None:
+def assert_close(
+    found: Results, case: Case, dtype: torch.dtype, device: str = "cpu", roundings: int = 1
+) -> None:
     """Raises unless all results are as near to the reference as torch's: twice its error and one rounding.
 
     Errors are relative to the largest value of the tensor. torch's is the largest of all outputs, for an
-    output, and of
-    all gradients, for a gradient: in a tensor of two numbers it may be right by luck.
+    output, and of all gradients, for a gradient: in a tensor of two numbers it may be right by luck.
     """
     truth = exact(case, dtype)
     assert found.keys() == truth.keys()
     for names in ({"y", "h_n", "c_n"}, truth.keys() - {"y", "h_n", "c_n"}):
-        torch_error = max(_error(torchs(case, dtype)[name], truth[name]) for name in names)
+        torch_error = max(_error(torchs(case, dtype, device)[name], truth[name]) for name in names)
         # The reference rounds too: 1e-14 is more than it was seen to be off.
-        allowed = 2 * torch_error + max(torch.finfo(dtype).eps, 1e-14)
+        allowed = 2 * torch_error + max(roundings * torch.finfo(dtype).eps, 1e-14)
         for name in names:
             error = _error(found[name], truth[name])
             assert error <= allowed, (

@@ -1,8 +1,9 @@
 """The registry of backends: which of them can serve a call, and which one does.
 
 A backend is a module beside this one with `supports(spec)`, `layer_forward` and `layer_backward`, imported
-when it is first asked for. `slower(spec)` is optional and says where torch was measured faster. "torch" is no
-module: it stands for torch's own LSTM, to which fusedlstm.functional hands the whole stack of layers.
+when it is first asked for. Optional are `unavailable()`: why it can serve no call on this machine;
+`slower(spec)`: where torch was measured faster; `kernel(spec)`: what would run. "torch" is no module: it
+stands for torch's own LSTM, to which fusedlstm.functional hands the whole stack of layers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-NAMES = ("cpu", "torch", "eager")
+NAMES = ("cpu", "triton", "torch", "eager")
 _ORDER = {"cpu": ("cpu", "torch", "eager")}
 _ORDER_ELSEWHERE = ("torch", "eager")
 _modules: dict[str, ModuleType] = {}
@@ -145,13 +146,14 @@ def _slower(spec: Spec, name: str) -> str | None:
 
 
 def _missing(name: str) -> str | None:
-    """Why a backend's module cannot be imported here, or None, and then it is in _modules."""
+    """Why a backend cannot be used here, or None, and then its module is in _modules."""
     if name not in _modules and name not in _reasons:
         try:
             _modules[name] = importlib.import_module(f"{__name__}.{name}")
         except ImportError as error:
             _reasons[name] = f"not available here: {error.msg.partition(' (')[0]}"
-    return _reasons.get(name)
+    module = _modules.get(name)
+    return _reasons[name] if module is None else getattr(module, "unavailable", lambda: None)()
 
 
 # Tracing must not enter imports. torch.compiler.assume_constant_result does this, but imports the compiler.

@@ -1,4 +1,4 @@
-"""The Triton backend: NVIDIA (and AMD) GPUs; float32, float16 and bfloat16; any lengths, ids, two directions."""
+"""The Triton backend: NVIDIA and AMD GPUs; float32, float16, bfloat16; any lengths, ids, two directions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ _DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 _CAPABILITY = (8, 0)
 
 
+def unavailable() -> str | None:
+    """None when this machine has a GPU for the kernels, else the reason why not."""
+    if "cuda" in DEVICES and not torch.cuda.is_available():
+        return "not available here: torch finds no GPU"
+    if "cuda" in DEVICES and torch.version.cuda and torch.cuda.get_device_capability() < _CAPABILITY:
+        found = ".".join(map(str, torch.cuda.get_device_capability()))
+        return f"not available here: the kernels need compute capability 8.0 (Ampere), got {found}"
+    return None
+
+
 def supports(spec: Spec) -> str | None:
     """None when the kernels can serve the call, else the reason why not."""
     if spec.device not in DEVICES:
@@ -25,8 +35,6 @@ def supports(spec: Spec) -> str | None:
         return f"serves float32, float16 and bfloat16, not {spec.dtype}"
     if spec.P != spec.H:
         return f"has no projection (proj_size={spec.P})"
-    if torch.version.cuda and torch.cuda.get_device_capability() < _CAPABILITY:
-        return f"needs compute capability 8.0 (Ampere), the GPU has {torch.cuda.get_device_capability()}"
     return None
 
 
@@ -37,7 +45,7 @@ def kernel(spec: Spec) -> str:
 
 def choose(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device) -> Plan:
     """The plan with the shortest predicted step."""
-    return candidates(B, H, D, dtype.itemsize, _card(device))[0]
+    return candidates(B, H, D, dtype, _precision(dtype), _card(device))[0]
 
 
 def layer_forward(
@@ -55,7 +63,7 @@ def layer_forward(
 
 def layer_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of one layer; arguments and results as backends.eager.layer_backward."""
-    dy, dh_n, dc_n, x, _, h0, c0, weights, _, _, _, needs_dx, needs_dw = args
+    _, dh_n, dc_n, x, _, h0, c0, weights, *_, needs_dw = args
     D, B, H = h0.shape
     if x.shape[0] == 0:
         dh0, dc0 = (torch.zeros_like(h) if dh is None else dh.clone() for h, dh in ((h0, dh_n), (c0, dc_n)))
@@ -69,5 +77,7 @@ def _card(device: torch.device) -> Card:
 
 
 def _precision(dtype: torch.dtype) -> str:
-    """How float32 is multiplied: as torch.nn.LSTM does it, by cuDNN's flag."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+    """How products are made: float32 as torch.nn.LSTM on a GPU, by cuDNN's flag."""
+    if dtype != torch.float32:
+        return "ieee"  # of float16 and bfloat16: exact products, summed in float32
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"

@@ -1,25 +1,27 @@
 """The recurrence of one LSTM layer in Triton: persistent kernels and single steps, forward and backward.
 
-Rows are those of a PackedSequence: row(t, b) = start(t) + b, and b is alive at t while b < alive(t). Direction
-d = 1 walks from the last step to the first. In the order in which a direction walks, with x and x' the steps
-before and after it:
+Rows are those of a PackedSequence: row(t, b) = start(t) + b, and b is alive at t while b < alive(t).
+Direction 1 walks from the last step to the first. In the order in which a direction walks, with c and h
+those before step t:
 
     [i f g o] = act(gx_t + bias + h W_hh^T)      act: sigmoid, sigmoid, tanh, sigmoid
     c_t = f * c + i * g
     h_t = o * tanh(c_t)
 
-    dc_t = dc + dh_t * o * (1 - tanh(c_t)^2)     dh_t = dy_t + dh
-    di = dc_t * g * i(1 - i)    df = dc_t * c * f(1 - f)    dg = dc_t * i * (1 - g^2)
-    do = dh_t * tanh(c_t) * o(1 - o)
-    dc <- dc_t * f              dh <- [di df dg do] W_hh
+    dh_t = dy_t + dh                             dc_t = dc + dh_t * o * (1 - tanh(c_t)^2)
+    di = dc_t * g * i(1 - i)                     df = dc_t * c * f(1 - f)
+    dg = dc_t * i * (1 - g^2)                    do = dh_t * tanh(c_t) * o(1 - o)
+    dh <- [di df dg do] W_hh                     dc <- dc_t * f
 
-A sequence that is not alive keeps its states. gx_t is x_t W_ih^T, made before by one product over all steps and
-kept where the gates are going to be, or for ids the row of W_ih^T that an id names. Sums, c and gates are float32.
+A sequence that is not alive keeps its states. gx_t is x_t W_ih^T, made before by one product over all steps
+and kept where the gates are going to be; for ids it is the row of W_ih^T that an id names. Sums, c and
+gates are float32.
 
-A program owns BLOCK_H hidden units of BLOCK_B sequences of one direction. Persistent kernels keep its part of
-W_hh, 4 BLOCK_H rows, for all T steps. With SLICES = 1 a program has all hidden units, and h never leaves it; else
-the SLICES programs of one batch tile exchange h (forward) or partial sums of dh (backward) through memory, twice
-buffered, with one barrier a step. No sum uses atomics, so the same input gives the same bits.
+A program owns BLOCK_H hidden units of BLOCK_B sequences of one direction. Persistent kernels keep its 4
+BLOCK_H rows of W_hh on the chip for all T steps. With SLICES = 1 a program has all hidden units, and h
+never leaves it; else the SLICES programs of a batch tile exchange h (forward) or partial sums of dh
+(backward) through memory, in two buffers by turns, with one barrier a step. No sum uses atomics, so the
+same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -64,11 +66,20 @@ def _step(s, T, B, offsets_ptr, REVERSE, PACKED: tl.constexpr):
 
 
 @triton.jit
+def _below(index, H: tl.constexpr, BLOCK: tl.constexpr):
+    """index < H, known while compiling where blocks of hidden units leave no rest."""
+    if H % BLOCK == 0:
+        return tl.full(index.shape, 1, tl.int1)
+    else:
+        return index < H
+
+
+@triton.jit
 def _interleaved(first, BLOCK_H: tl.constexpr):
     """Gate and hidden unit of each of the 4 BLOCK_H columns of a product.
 
-    Column n = (g // 2) 2 BLOCK_H + 2 u + g % 2: in the layouts of the matrix instructions a thread then has all
-    four gates of a unit, and _gates moves nothing between threads.
+    Column n = (g // 2) 2 BLOCK_H + 2 u + g % 2: as matrix instructions lay out their result, a thread
+    then has all four gates of a unit, and _gates moves nothing between threads.
     """
     n = tl.arange(0, 4 * BLOCK_H)
     return n // (2 * BLOCK_H) * 2 + n % 2, first + n % (2 * BLOCK_H) // 2
@@ -104,12 +115,13 @@ def _store_gates(p, i, f, g, o, mask, H: tl.constexpr):
 
 
 @triton.jit
-def _load_gx(gx_ptr, ids_ptr, start, alive, b, u, H: tl.constexpr, IDS: tl.constexpr):
+def _load_gx(gx_ptr, ids_ptr, start, alive, b, u, H: tl.constexpr, BLOCK_H: tl.constexpr, IDS: tl.constexpr):
     """The input's share of the four gates [BLOCK_B, BLOCK_H] of one step."""
     row = start + b
     if IDS:
         row = tl.load(ids_ptr + row, mask=b < alive, other=0)
-    return _load_gates(gx_ptr + row[:, None].to(tl.int64) * (4 * H) + u[None, :], (b < alive)[:, None] & (u < H)[None, :], H)
+    mask = (b < alive)[:, None] & _below(u, H, BLOCK_H)[None, :]
+    return _load_gates(gx_ptr + row[:, None].to(tl.int64) * (4 * H) + u[None, :], mask, H)
 
 
 @triton.jit
@@ -129,9 +141,9 @@ def _wait(barrier_ptr, count):
 def lstm_fwd_kernel(
     gx_ptr, ids_ptr, bias_ptr, w_ptr, hx_ptr, c0_ptr, offsets_ptr, barrier_ptr,
     y_ptr, h_n_ptr, c_n_ptr, c_ptr, gates_ptr, T, B, N, gx_stride,
-    H: tl.constexpr, SLICES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-    CHUNKS: tl.constexpr, IDS: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, SAVE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    H: tl.constexpr, SLICES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, IDS: tl.constexpr, BIAS: tl.constexpr,
+    PACKED: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     part, tile, d, D = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     b = tile * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -142,21 +154,23 @@ def lstm_fwd_kernel(
     for chunk in tl.static_range(CHUNKS):
         k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
         pw = w_ptr + (d * 4 + gate[None, :]) * (H * H) + unit[None, :] * H + k[:, None]
-        w += (tl.load(pw, mask=(k < H)[:, None] & (unit < H)[None, :], other=0.0),)
+        w += (
+            tl.load(pw, mask=_below(k, H, BLOCK_K)[:, None] & _below(unit, H, BLOCK_H)[None, :], other=0.0),
+        )
     state = (d * B + b)[:, None].to(tl.int64) * H + u[None, :]
-    valid = (b < B)[:, None] & (u < H)[None, :]
+    valid = (b < B)[:, None] & _below(u, H, BLOCK_H)[None, :]
     c = tl.load(c0_ptr + state, mask=valid, other=0.0).to(tl.float32)
     h = tl.load(hx_ptr + state, mask=valid, other=0.0)
     gx_ptr += d * gx_stride
     barrier_ptr += tile * D + d
     size = D.to(tl.int64) * B * H
     if BIAS:
-        bi, bf, bg, bo = _load_gates(bias_ptr + d * 4 * H + u[None, :], (u < H)[None, :], H)
+        bi, bf, bg, bo = _load_gates(bias_ptr + d * 4 * H + u[None, :], _below(u, H, BLOCK_H)[None, :], H)
     start, alive = _step(0, T, B, offsets_ptr, d == 1, PACKED)
-    xi, xf, xg, xo = _load_gx(gx_ptr, ids_ptr, start, alive, b, u, H, IDS)
+    xi, xf, xg, xo = _load_gx(gx_ptr, ids_ptr, start, alive, b, u, H, BLOCK_H, IDS)
     for s in range(T):
         next_start, next_alive = _step(s + 1, T, B, offsets_ptr, d == 1, PACKED)
-        ni, nf, ng, no = _load_gx(gx_ptr, ids_ptr, next_start, next_alive, b, u, H, IDS)
+        ni, nf, ng, no = _load_gx(gx_ptr, ids_ptr, next_start, next_alive, b, u, H, BLOCK_H, IDS)
         if SLICES == 1:
             acc = tl.dot(h, w[0], input_precision=PRECISION)
         else:
@@ -165,7 +179,12 @@ def lstm_fwd_kernel(
             for chunk in tl.static_range(CHUNKS):
                 k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
                 ph = hx_ptr + (s % 2) * size + (d * B + b)[:, None].to(tl.int64) * H + k[None, :]
-                hk = tl.load(ph, mask=(b < B)[:, None] & (k < H)[None, :], other=0.0, cache_modifier=".cg")
+                hk = tl.load(
+                    ph,
+                    mask=(b < B)[:, None] & _below(k, H, BLOCK_K)[None, :],
+                    other=0.0,
+                    cache_modifier=".cg",
+                )
                 acc = tl.dot(hk, w[chunk], acc, input_precision=PRECISION)
         i, f, g, o = _gates(acc, BLOCK_B, BLOCK_H)
         i, f, g, o = i + xi, f + xf, g + xg, o + xo
@@ -191,14 +210,14 @@ def lstm_fwd_kernel(
 
 @triton.jit
 def _load_saved(
-    gates_ptr, c_ptr, c0_ptr, dy_ptr, s, T, B, N, offsets_ptr, b, u, d, D, H: tl.constexpr, PACKED: tl.constexpr,
-    DY: tl.constexpr,
+    gates_ptr, c_ptr, c0_ptr, dy_ptr, s, T, B, N, offsets_ptr, b, u, d, D, H: tl.constexpr,
+    BLOCK_H: tl.constexpr, PACKED: tl.constexpr, DY: tl.constexpr,
 ):  # fmt: skip
     """What the backward of the s-th step reads: rows, gates, c, the c before and dy."""
     start, alive = _step(s, T, B, offsets_ptr, d == 1, PACKED)
     start_before, alive_before = _step(s - 1, T, B, offsets_ptr, d == 1, PACKED)
     row = (start + b)[:, None].to(tl.int64)
-    valid = (b < B)[:, None] & (u < H)[None, :]
+    valid = (b < B)[:, None] & _below(u, H, BLOCK_H)[None, :]
     live = valid & (b < alive)[:, None]
     first = d.to(tl.int64) * N
     i, f, g, o = _load_gates(gates_ptr + (first + row) * (4 * H) + u[None, :], live, H)
@@ -206,7 +225,9 @@ def _load_saved(
     went = live & (b < alive_before)[:, None]
     before = c_ptr + (first + start_before + b[:, None]) * H + u[None, :]
     c0 = c0_ptr + (d * B + b)[:, None].to(tl.int64) * H + u[None, :]
-    c_before = tl.load(before, mask=went, other=0.0) + tl.load(c0, mask=live & (went == 0), other=0.0).to(tl.float32)
+    c_before = tl.load(before, mask=went, other=0.0) + tl.load(c0, mask=live & (went == 0), other=0.0).to(
+        tl.float32
+    )
     dy = tl.zeros_like(c)
     if DY:
         dy = tl.load(dy_ptr + row * (D * H) + d * H + u[None, :], mask=live, other=0.0).to(tl.float32)
@@ -217,8 +238,9 @@ def _load_saved(
 def lstm_bwd_kernel(
     dy_ptr, dh_ptr, dc_ptr, gates_ptr, c_ptr, c0_ptr, w_ptr, offsets_ptr, barrier_ptr, partial_ptr,
     dgates_ptr, dh0_ptr, dc0_ptr, T, B, N,
-    H: tl.constexpr, SLICES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-    CHUNKS: tl.constexpr, PACKED: tl.constexpr, DY: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, SLICES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, PACKED: tl.constexpr, DY: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     part, tile, d, D = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     b = tile * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -229,15 +251,17 @@ def lstm_bwd_kernel(
         k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
         for gate in tl.static_range(4):
             pw = w_ptr + (d * 4 + gate) * (H * H) + u[:, None] * H + k[None, :]
-            w += (tl.load(pw, mask=(u < H)[:, None] & (k < H)[None, :], other=0.0),)
+            w += (
+                tl.load(pw, mask=_below(u, H, BLOCK_H)[:, None] & _below(k, H, BLOCK_K)[None, :], other=0.0),
+            )
     state = (d * B + b)[:, None].to(tl.int64) * H + u[None, :]
-    valid = (b < B)[:, None] & (u < H)[None, :]
+    valid = (b < B)[:, None] & _below(u, H, BLOCK_H)[None, :]
     dh = tl.load(dh_ptr + state, mask=valid, other=0.0).to(tl.float32)
     dc = tl.load(dc_ptr + state, mask=valid, other=0.0).to(tl.float32)
     barrier_ptr += tile * D + d
     size = D.to(tl.int64) * B * H
     row, live, i, f, g, o, c, c_before, dy = _load_saved(
-        gates_ptr, c_ptr, c0_ptr, dy_ptr, T - 1, T, B, N, offsets_ptr, b, u, d, D, H, PACKED, DY
+        gates_ptr, c_ptr, c0_ptr, dy_ptr, T - 1, T, B, N, offsets_ptr, b, u, d, D, H, BLOCK_H, PACKED, DY
     )
     for step in range(T):
         s = T - 1 - step
@@ -262,16 +286,18 @@ def lstm_bwd_kernel(
                 acc = tl.dot(do, w[4 * chunk + 3], acc, input_precision=PRECISION)
                 k = chunk * BLOCK_K + tl.arange(0, BLOCK_K)
                 pp = partial + part * size + (d * B + b)[:, None].to(tl.int64) * H + k[None, :]
-                tl.store(pp, acc, mask=(b < B)[:, None] & (k < H)[None, :])
+                tl.store(pp, acc, mask=(b < B)[:, None] & _below(k, H, BLOCK_K)[None, :])
             _arrive(barrier_ptr)
         row, live, i, f, g, o, c, c_before, dy = _load_saved(
-            gates_ptr, c_ptr, c0_ptr, dy_ptr, s - 1, T, B, N, offsets_ptr, b, u, d, D, H, PACKED, DY
+            gates_ptr, c_ptr, c0_ptr, dy_ptr, s - 1, T, B, N, offsets_ptr, b, u, d, D, H, BLOCK_H, PACKED, DY
         )
         if SLICES > 1:
             _wait(barrier_ptr, (step + 1) * SLICES)
             product = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
             for other in range(SLICES):
-                product += tl.load(partial + other * size + state, mask=valid, other=0.0, cache_modifier=".cg")
+                product += tl.load(
+                    partial + other * size + state, mask=valid, other=0.0, cache_modifier=".cg"
+                )
         dh = tl.where(was_live, product, dh)
     tl.store(dh0_ptr + state, dh.to(dtype), mask=valid)
     tl.store(dc0_ptr + state, dc.to(dtype), mask=valid)
@@ -290,25 +316,27 @@ def lstm_fwd_step_kernel(
     dtype: tl.constexpr = w_ptr.dtype.element_ty
     gate, unit = _interleaved(part * BLOCK_H, BLOCK_H)
     start, alive = _step(s, T, B, offsets_ptr, d == 1, PACKED)
-    xi, xf, xg, xo = _load_gx(gx_ptr + d * gx_stride, ids_ptr, start, alive, b, u, H, IDS)
+    xi, xf, xg, xo = _load_gx(gx_ptr + d * gx_stride, ids_ptr, start, alive, b, u, H, BLOCK_H, IDS)
     size = D.to(tl.int64) * B * H
     hx = hx_ptr + (s % 2) * size
     acc = tl.zeros((BLOCK_B, 4 * BLOCK_H), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         hk = tl.load(
-            hx + (d * B + b)[:, None].to(tl.int64) * H + k[None, :], mask=(b < B)[:, None] & (k < H)[None, :], other=0.0
+            hx + (d * B + b)[:, None].to(tl.int64) * H + k[None, :],
+            mask=(b < B)[:, None] & _below(k, H, BLOCK_K)[None, :],
+            other=0.0,
         )
         pw = w_ptr + (d * 4 + gate[None, :]) * (H * H) + unit[None, :] * H + k[:, None]
-        wk = tl.load(pw, mask=(k < H)[:, None] & (unit < H)[None, :], other=0.0)
+        wk = tl.load(pw, mask=_below(k, H, BLOCK_K)[:, None] & _below(unit, H, BLOCK_H)[None, :], other=0.0)
         acc = tl.dot(hk, wk, acc, input_precision=PRECISION)
     i, f, g, o = _gates(acc, BLOCK_B, BLOCK_H)
     i, f, g, o = i + xi, f + xf, g + xg, o + xo
     if BIAS:
-        bi, bf, bg, bo = _load_gates(bias_ptr + d * 4 * H + u[None, :], (u < H)[None, :], H)
+        bi, bf, bg, bo = _load_gates(bias_ptr + d * 4 * H + u[None, :], _below(u, H, BLOCK_H)[None, :], H)
         i, f, g, o = i + bi, f + bf, g + bg, o + bo
     state = (d * B + b)[:, None].to(tl.int64) * H + u[None, :]
-    valid = (b < B)[:, None] & (u < H)[None, :]
+    valid = (b < B)[:, None] & _below(u, H, BLOCK_H)[None, :]
     live = valid & (b < alive)[:, None]
     c = tl.load(cx_ptr + state, mask=valid, other=0.0)
     i, f, g, o, c_t, h_t = _cell(i, f, g, o, c)
@@ -325,8 +353,8 @@ def lstm_fwd_step_kernel(
 @triton.jit(do_not_specialize=["s", "T", "B", "N"])
 def lstm_bwd_step_kernel(
     dy_ptr, dhx_ptr, dcx_ptr, gates_ptr, c_ptr, c0_ptr, w_ptr, offsets_ptr, dgates_ptr, s, T, B, N,
-    H: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, PACKED: tl.constexpr,
-    DY: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+    PACKED: tl.constexpr, DY: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The s-th step, from T - 1 down; with s = -1 only dh of the first states, which is left in dhx."""
     part, tile, d, D = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
@@ -338,16 +366,20 @@ def lstm_bwd_step_kernel(
     product = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     for first in range(0, 4 * H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        dgk = tl.load(after + k[None, :], mask=(b < alive_after)[:, None] & (k < 4 * H)[None, :], other=0.0)
+        dgk = tl.load(
+            after + k[None, :],
+            mask=(b < alive_after)[:, None] & _below(k, 4 * H, BLOCK_K)[None, :],
+            other=0.0,
+        )
         pw = w_ptr + d * (4 * H * H) + k[:, None] * H + u[None, :]
-        wk = tl.load(pw, mask=(k < 4 * H)[:, None] & (u < H)[None, :], other=0.0)
+        wk = tl.load(pw, mask=_below(k, 4 * H, BLOCK_K)[:, None] & _below(u, H, BLOCK_H)[None, :], other=0.0)
         product = tl.dot(dgk, wk, product, input_precision=PRECISION)
     state = (d * B + b)[:, None].to(tl.int64) * H + u[None, :]
-    valid = (b < B)[:, None] & (u < H)[None, :]
+    valid = (b < B)[:, None] & _below(u, H, BLOCK_H)[None, :]
     dh = tl.where((b < alive_after)[:, None], product, tl.load(dhx_ptr + state, mask=valid, other=0.0))
     tl.store(dhx_ptr + state, dh, mask=valid)
     row, live, i, f, g, o, c, c_before, dy = _load_saved(
-        gates_ptr, c_ptr, c0_ptr, dy_ptr, s, T, B, N, offsets_ptr, b, u, d, D, H, PACKED, DY
+        gates_ptr, c_ptr, c0_ptr, dy_ptr, s, T, B, N, offsets_ptr, b, u, d, D, H, BLOCK_H, PACKED, DY
     )
     dc = tl.load(dcx_ptr + state, mask=valid, other=0.0)
     di, df, dg, do, dc_before = _cell_backward(

@@ -36,7 +36,13 @@ def forward(
     hx[0] = h0
     offsets, T = _offsets(batch_sizes, N, B, x.device)
     sizes = {"T": T, "B": B, "N": N, "gx_stride": gx.stride(0), "H": H}
-    flags = {"IDS": ids, "BIAS": bias is not None, "PACKED": batch_sizes is not None, "SAVE": save, "PRECISION": precision}
+    flags = {
+        "IDS": ids,
+        "BIAS": bias is not None,
+        "PACKED": batch_sizes is not None,
+        "SAVE": save,
+        "PRECISION": precision,
+    }
     source = {"gx_ptr": gx, "ids_ptr": x if ids else offsets, "bias_ptr": w_hh if bias is None else bias}
     saved = {"offsets_ptr": offsets, "y_ptr": y, "c_ptr": c, "gates_ptr": gates}
     if plan.regime == "step":
@@ -82,8 +88,8 @@ def backward(
         dh0, dc0 = torch.empty_like(h0), torch.empty_like(c0)
         partial = h0.new_empty((2, plan.SLICES, *h0.shape) if plan.SLICES > 1 else 1, dtype=torch.float32)
         kernels.lstm_bwd_kernel[_grid(plan, B, H, D)](
-            **given, dh_ptr=dh_n, dc_ptr=dc_n, partial_ptr=partial, dh0_ptr=dh0, dc0_ptr=dc0, **sizes, **flags,
-            **_persistent(plan, B, H, D, x.device),
+            **given, dh_ptr=dh_n, dc_ptr=dc_n, partial_ptr=partial, dh0_ptr=dh0, dc0_ptr=dc0, **sizes,
+            **flags, **_persistent(plan, B, H, D, x.device),
         )  # fmt: skip
     dx = h0.new_empty(0)
     if needs_dx and x.is_floating_point():
@@ -95,7 +101,9 @@ def backward(
     dweights: list[Tensor] = []
     for d in range(D):
         dweights.append(_input_weight_gradient(dgates[d], x, w_ih.shape[2]))
-        dweights.append(dgates[d].t() @ _previous(y[:, d * H : (d + 1) * H], batch_sizes, h0[d], reverse=d == 1))
+        dweights.append(
+            dgates[d].t() @ _previous(y[:, d * H : (d + 1) * H], batch_sizes, h0[d], reverse=d == 1)
+        )
         if bias is not None:
             db = dgates[d].sum(0, dtype=torch.float32).to(h0.dtype)
             dweights += [db, db.clone()]
@@ -106,7 +114,9 @@ def _weights(weights: Sequence[Tensor], D: int) -> tuple[Tensor, Tensor, Tensor 
     """w_ih [D, 4H, I], w_hh [D, 4H, H] and the sum of both biases [D, 4H] in float32, or None."""
     count = len(weights) // D
     # One direction's weights are only viewed, not copied.
-    w_ih, w_hh = (weights[k][None] if D == 1 else torch.stack([weights[k], weights[count + k]]) for k in (0, 1))
+    w_ih, w_hh = (
+        weights[k][None] if D == 1 else torch.stack([weights[k], weights[count + k]]) for k in (0, 1)
+    )
     if count == 2:
         return w_ih, w_hh, None
     bias = torch.stack([weights[d * count + 2].float() + weights[d * count + 3].float() for d in range(D)])
@@ -155,7 +165,7 @@ def _previous(y: Tensor, batch_sizes: Tensor | None, h0: Tensor, reverse: bool) 
 def _input_weight_gradient(dgates: Tensor, x: Tensor, I: int) -> Tensor:  # noqa: E741
     if x.is_floating_point():
         return dgates.t() @ x
-    if I <= dgates.shape[1]:
+    if dgates.shape[1] >= I:
         return dgates.t() @ torch.nn.functional.one_hot(x, I).to(dgates.dtype)
     # In float32, since torch adds in the dtype that it is given; sorted, not by atomics.
     wide = torch.ops.aten.embedding_dense_backward(dgates.float(), x, I, -1, False)

@@ -8,6 +8,8 @@ H100's, by data sheet and published micro-benchmarks; docs/kernels.md says which
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +18,8 @@ import triton
 
 CLOCK_GHZ = 1.755
 SHARED_BYTES_PER_CLOCK = 128
-# Multiply-adds a clock and multiprocessor of mma.sync, at the two thirds of its peak that are reached.
-MACS_PER_CLOCK = {2: 1300, 4: 330}
+# Multiply-adds a clock and multiprocessor of mma.sync, at two thirds of its peak.
+MACS_PER_CLOCK = {"half": 1300, "tf32": 650, "tf32x3": 220}
 L2_BYTES_PER_CLOCK = 40  # of one multiprocessor, all of them reading
 BARRIER_US = 0.9  # release, then acquire through L2, with Triton's two barriers of the block around them
 CELL_US = 0.35  # latency of what every step does one after another: exponentials, layouts, stores
@@ -64,64 +66,58 @@ class Plan:
 @functools.cache
 def card(index: int) -> Card:
     """The card of an index, as torch counts them."""
-    properties = torch.cuda.get_device_properties(index)
-    return Card(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    properties = triton.runtime.driver.active.utils.get_device_properties(index)
+    return Card(properties["multiprocessor_count"], properties["max_shared_mem"])
 
 
-def candidates(B: int, H: int, D: int, size: int, card: Card) -> list[Plan]:
+def candidates(B: int, H: int, D: int, dtype: torch.dtype, precision: str, card: Card) -> list[Plan]:
     """Every plan that fits, the shortest predicted step first.
 
     Args:
         B: sequences. H: hidden units. D: directions.
-        size: bytes of one number of the storage dtype.
+        dtype: of storage: float32, float16 or bfloat16.
+        precision: of float32 products: "tf32", or "tf32x3", which splits every number in two.
         card: what it runs on.
     """
-    plans = [*_persistent(B, H, D, size, card), _step(B, H, D, size, card)]
+    plans = [*_persistent(B, H, D, dtype, precision, card), _step(B, H, D, dtype, precision, card)]
     return sorted(plans, key=lambda plan: plan.step_us)
 
 
-def _persistent(B: int, H: int, D: int, size: int, card: Card) -> list[Plan]:
+def _persistent(B: int, H: int, D: int, dtype: torch.dtype, precision: str, card: Card) -> Iterator[Plan]:
+    macs_per_clock = MACS_PER_CLOCK[precision if dtype == torch.float32 else "half"]
     whole = max(16, triton.next_power_of_2(H))
-    # Pieces of 256 where that leaves fewer columns of padding than the next power of two.
     BLOCK_K = min(whole, 128)
     width = triton.cdiv(H, BLOCK_K) * BLOCK_K
-    plans = []
-    for BLOCK_H in (16, 32, 64, 128):
+    bytes_per_unit = 4 * width * dtype.itemsize * (2 if precision == "tf32x3" else 1)  # of W_hh
+    for BLOCK_H, BLOCK_B in itertools.product((16, 32, 64, 128), (16, 32, 64)):
         SLICES = triton.cdiv(H, BLOCK_H)
-        if BLOCK_H > whole or (SLICES == 1 and BLOCK_H != BLOCK_K):
-            continue
-        if 4 * BLOCK_H * width * size > card.shared_bytes - SPARE_SHARED_BYTES:
-            continue
-        for BLOCK_B in (16, 32, 64):
-            if BLOCK_B * BLOCK_H > 2048:
-                continue  # more would not stay in registers
-            programs = SLICES * triton.cdiv(B, BLOCK_B) * D
-            if SLICES > 1 and programs > card.multiprocessors:
-                continue  # programs that wait for one another must all be there
-            waves = triton.cdiv(programs, card.multiprocessors)
-            us = waves * _step_us(BLOCK_B, BLOCK_H, width, size, SLICES)
-            num_warps = 4 if BLOCK_H * BLOCK_B < 1024 and width <= 128 and BLOCK_H < 128 else 8
+        programs = SLICES * triton.cdiv(B, BLOCK_B) * D
+        fits = (
+            whole >= BLOCK_H
+            and (SLICES > 1 or BLOCK_H == BLOCK_K)
+            and BLOCK_B * dtype.itemsize <= 128
+            and BLOCK_B * BLOCK_H * dtype.itemsize <= 4096  # or registers are spilled
+            and BLOCK_H * bytes_per_unit <= card.shared_bytes - SPARE_SHARED_BYTES
+            and (SLICES == 1 or programs <= card.multiprocessors)  # all there at once
+        )
+        if fits:
+            macs = BLOCK_B * 4 * BLOCK_H * width
+            shared = BLOCK_H * bytes_per_unit / SHARED_BYTES_PER_CLOCK
+            us = max(macs / macs_per_clock, shared) / CLOCK_GHZ / 1e3 + CELL_US
+            if SLICES > 1:
+                us += BARRIER_US + BLOCK_B * width * dtype.itemsize / L2_BYTES_PER_CLOCK / CLOCK_GHZ / 1e3
+            us *= triton.cdiv(programs, card.multiprocessors)
             regime = "tile" if SLICES == 1 else "grid"
-            plans.append(Plan(regime, SLICES, BLOCK_B, BLOCK_H, BLOCK_K, num_warps, 1, us))
-    return plans
+            num_warps = 4 if BLOCK_B * BLOCK_H <= 256 else 8
+            yield Plan(regime, SLICES, BLOCK_B, BLOCK_H, BLOCK_K, num_warps, 1, us)
 
 
-def _step_us(BLOCK_B: int, BLOCK_H: int, width: int, size: int, SLICES: int) -> float:
-    macs = BLOCK_B * 4 * BLOCK_H * width
-    clocks = max(macs / MACS_PER_CLOCK[size], 4 * BLOCK_H * width * size / SHARED_BYTES_PER_CLOCK)
-    us = clocks / CLOCK_GHZ / 1e3 + CELL_US
-    if SLICES > 1:
-        us += BARRIER_US + BLOCK_B * width * size / L2_BYTES_PER_CLOCK / CLOCK_GHZ / 1e3
-    return us
-
-
-def _step(B: int, H: int, D: int, size: int, card: Card) -> Plan:
-    BLOCK_B = min(max(16, triton.next_power_of_2(B)), 64)
-    BLOCK_H = 16 if size == 4 else 32
+def _step(B: int, H: int, D: int, dtype: torch.dtype, precision: str, card: Card) -> Plan:
+    size = dtype.itemsize
+    BLOCK_B, BLOCK_H = min(max(16, triton.next_power_of_2(B)), 64), 64 // size
     programs = triton.cdiv(H, BLOCK_H) * triton.cdiv(B, BLOCK_B) * D
-    waves = triton.cdiv(programs, card.multiprocessors)
     macs = BLOCK_B * 4 * BLOCK_H * H
-    bytes_read = (BLOCK_B + 4 * BLOCK_H) * H * size
-    clocks = max(macs / MACS_PER_CLOCK[size], bytes_read / L2_BYTES_PER_CLOCK)
-    us = LAUNCH_US + waves * clocks / CLOCK_GHZ / 1e3
-    return Plan("step", 0, BLOCK_B, BLOCK_H, 32 if size == 4 else 64, 4, 3, us)
+    read = (BLOCK_B + 4 * BLOCK_H) * H * size
+    clocks = max(macs / MACS_PER_CLOCK[precision if size == 4 else "half"], read / L2_BYTES_PER_CLOCK)
+    us = LAUNCH_US + triton.cdiv(programs, card.multiprocessors) * clocks / CLOCK_GHZ / 1e3
+    return Plan("step", 0, BLOCK_B, BLOCK_H, 128 // size, 8 if BLOCK_B == 64 else 4, 2, us)
