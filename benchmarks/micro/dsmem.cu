@@ -24,20 +24,31 @@ __device__ void mbarrier_arrive(uint32_t remote_bar) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(remote_bar) : "memory");
 }
 
+// One try, which may sleep for a while. Data that complete the mbarrier themselves are there with it; what plain
+// stores of another block wrote must also be acquired.
+template <bool ACQUIRE>
 __device__ bool mbarrier_try(uint64_t* bar, unsigned parity) {
   unsigned done;
-  asm volatile(
-      "{\n .reg .pred p;\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-      " selp.u32 %0, 1, 0, p;\n}"
-      : "=r"(done)
-      : "r"(shared_address(bar)), "r"(parity)
-      : "memory");
+  if (ACQUIRE) {
+    asm volatile(
+        "{\n .reg .pred p;\n mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        " selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(done)
+        : "r"(shared_address(bar)), "r"(parity)
+        : "memory");
+  } else {
+    asm volatile("{\n .reg .pred p;\n mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(shared_address(bar)), "r"(parity)
+                 : "memory");
+  }
   return done;
 }
 
+template <bool ACQUIRE>
 __device__ void mbarrier_wait(uint64_t* bar, unsigned parity) {
-  if (mbarrier_try(bar, parity)) return;
-  for (long long begin = clock64(); !mbarrier_try(bar, parity);)
+  if (mbarrier_try<ACQUIRE>(bar, parity)) return;
+  for (long long begin = clock64(); !mbarrier_try<ACQUIRE>(bar, parity);)
     if (clock64() - begin > WAIT_CYCLES) __trap();
 }
 
@@ -103,7 +114,7 @@ __device__ unsigned receive(Mailbox& box, unsigned v, unsigned phase) {
       if (++polls == POLLS) __trap();
     }
   } else {
-    mbarrier_wait(&box.bar, phase);
+    mbarrier_wait<WAY == MBARRIER>(&box.bar, phase);
   }
   return *(volatile unsigned*)&box.in.x;
 }
@@ -203,7 +214,7 @@ __global__ void __launch_bounds__(THREADS) gather_kernel(int bytes, int rounds, 
     if (WAY == BARRIER) {
       cluster_sync();
     } else {
-      mbarrier_wait(b, (r >> 1) & 1);
+      mbarrier_wait<false>(b, (r >> 1) & 1);
     }
     if (CHECKED) {
       for (int v = threadIdx.x; v < bytes / 16; v += THREADS) {
