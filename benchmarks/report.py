@@ -19,9 +19,8 @@ Pictures = dict[str, str]  # by name: links, as the page needs them
 
 def newest(folder: Path = RESULTS) -> list[Path]:
     """The newest record of each device, CPUs first."""
-    paths = [
-        max(found.glob("*.json"), key=_date) for found in sorted(folder.iterdir()) if [*found.glob("*.json")]
-    ]
+    folders = sorted({path.parent for path in folder.glob("*/*.json")})
+    paths = [max(found.glob("*.json"), key=_date) for found in folders]
     return sorted(paths, key=lambda path: device(load(path)) != "cpu")
 
 

@@ -1,0 +1,129 @@
+"""Time against T, B, H, layers and threads, memory against T: one size at a time, all else as in a base."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import memory, parity, results
+from benchmarks.contenders import CONTENDERS, Contender, Pass
+from benchmarks.shapes import Row
+from fusedlstm.timing import Runner, interleave, summary
+
+BASES = {
+    "cpu": Row("base", H=256, L=1, B=32, T=64, I=256),
+    "cuda": Row("base", H=512, L=1, B=64, T=128, I=512, dtype="float16"),
+}
+VALUES: dict[str, list[int]] = {
+    "T": [1, 4, 16, 64, 256, 1024],
+    "B": [1, 4, 16, 64, 256],
+    "H": [32, 64, 128, 256, 512, 1024],
+    "L": [1, 2, 3, 4],
+}
+SECONDS = 0.02, 0.5  # for each contender at each value: at least, at most
+
+
+def axes(device: str) -> dict[str, list[int]]:
+    """What is varied; threads only on a CPU."""
+    return VALUES | ({"threads": list(range(1, torch.get_num_threads() + 1))} if device == "cpu" else {})
+
+
+def at(base: Row, axis: str, value: int) -> Row:
+    """The base with one size changed; the input stays as wide as the hidden units."""
+    if axis == "threads":
+        return base
+    changed = {axis: value} | ({"I": value} if axis == "H" else {})
+    return replace(base, name=f"{axis}={value}", **changed)
+
+
+def measure(
+    axis: str,
+    values: list[int],
+    base: Row,
+    deadline: float,
+    contenders: Mapping[str, Contender] = CONTENDERS,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Times every contender at each value, in turns.
+
+    Args:
+        axis: a size of the row, or "threads".
+        values: from the quickest on.
+        base: what else holds.
+        deadline: of time.monotonic(); no further value is begun after it.
+        contenders: by name.
+        device: "cpu" or "cuda".
+
+    Returns:
+        The part of the record: "values" are those that were reached.
+    """
+    found: dict[str, Any] = {"axis": axis, "base": base.record(), "values": []}
+    found |= {"ms": {name: [] for name in contenders}, "peak_bytes": {name: [] for name in contenders}}
+    for k, value in enumerate(values):
+        left = (deadline - time.monotonic()) / (len(values) - k)
+        if left <= 0:
+            break
+        row = at(base, axis, value)
+        with threads(value if axis == "threads" else torch.get_num_threads()):
+            runners = {name: Runner(p, p.context) for name, p in passes(row, contenders).items()}
+            seconds = min(max(left / (2 * len(contenders)), SECONDS[0]), SECONDS[1])
+            for name, taken in interleave(runners, seconds, device=device).items():
+                found["ms"][name].append(summary(taken)["p50"])
+        found["values"].append(value)
+        if axis == "T":
+            for name in contenders:
+                found["peak_bytes"][name].append(memory.peak_bytes(row, name))
+    if axis != "T":
+        del found["peak_bytes"]
+    return found
+
+
+def passes(row: Row, contenders: Mapping[str, Contender]) -> dict[str, Pass]:
+    return {name: Pass(row, contender) for name, contender in contenders.items()}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch and the engine, which asks it, compute on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def main(device: str = "cpu", minutes: float = 3.0, out: Path | None = None) -> None:
+    """Measures how time and memory grow, and adds it to this machine's record.
+
+    Args:
+        device: cpu or cuda.
+        minutes: about how long; values that do not fit in are left out.
+        out: the record; by default benchmarks/results/DEVICE/COMMIT.json.
+    """
+    machine, base = results.machine(), BASES[device]
+    out = out or results.path_for(machine)
+    results.check(out, machine)
+    right = parity.check(base, CONTENDERS)
+    if not right["ok"]:
+        raise SystemExit(f"scaling: the result is wrong at {base}, no time was taken: {right}")
+    end, todo = time.monotonic() + 60 * minutes, axes(device)
+    for k, (axis, values) in enumerate(todo.items()):
+        deadline = time.monotonic() + (end - time.monotonic()) / (len(todo) - k)
+        found = measure(axis, values, base, deadline, CONTENDERS, device)
+        results.add(out, machine, "scaling", axis, found | {"parity": right})
+        for name, ms in found["ms"].items():
+            print(f"{axis} {found['values']}: {name} {', '.join(f'{m:.3f}' for m in ms)} ms", flush=True)
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(main)
