@@ -18,11 +18,11 @@ from fusedlstm.timing import Runner, interleave, summary
 
 BASES = {
     "cpu": Row("base", H=256, L=1, B=32, T=64, I=256),
-    "cuda": Row("base", H=512, L=1, B=64, T=128, I=512, dtype="float16"),
+    "cuda": Row("base", H=512, L=1, B=128, T=256, I=512, dtype="float16"),
 }
 VALUES: dict[str, list[int]] = {
     "T": [1, 4, 16, 64, 256, 1024],
-    "B": [1, 4, 16, 64, 256],
+    "B": [1, 8, 32, 128, 512],
     "H": [32, 64, 128, 256, 512, 1024],
     "L": [1, 2, 3, 4],
 }

@@ -1,0 +1,98 @@
+"""The trainer's and the sampler's benchmarks: what runs beside ours, and no time for a wrong text."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# Last: an installed fusedlstm stays the one that is tested.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import bench_sample, bench_train, tables
+
+NET = bench_sample.Net(H=16, L=2, V=11, B=3)
+
+
+@pytest.mark.parametrize(("layers", "width"), [(4, 32), (5, 64)])
+def test_the_size_of_the_transformer_is_counted_right(layers: int, width: int) -> None:
+    net = bench_train.Net(H=16, L=2, B=4, T=8, V=65)
+    assert net.gpt_parameters(layers, width) == bench_train.count(bench_train.GPT(65, 8, layers, width))
+
+
+def test_the_transformer_is_about_as_large_as_the_lstm() -> None:
+    net = bench_train.Net(H=128, L=2, B=4, T=8, V=65)
+    gpt = net.gpt()
+    assert bench_train.count(gpt) == pytest.approx(bench_train.count(net.ours()), rel=0.1)
+
+
+def test_the_transformer_sees_no_later_character() -> None:
+    torch.manual_seed(0)
+    gpt = bench_train.GPT(11, 9, 4, 32)
+    ids = torch.randint(11, (9, 2))
+    changed = torch.cat((ids[:5], (ids[5:] + 1) % 11))
+    with torch.no_grad():
+        logits, others = gpt(ids)[0], gpt(changed)[0]
+    assert torch.allclose(logits[:5], others[:5], atol=1e-5)
+    assert (logits[5:] - others[5:]).abs().amin(dim=(1, 2)).max() > 0
+    assert torch.allclose(gpt(ids[:5])[0], logits[:5], atol=1e-5)
+
+
+def test_all_train_side_by_side() -> None:
+    found = bench_train.measure(bench_train.Net(H=16, L=1, B=4, T=8, V=65), steps=3)
+    names = {f"{who} {dtype}" for who in ("ours", "torch", "gpt") for dtype in ("float32", "bfloat16")}
+    assert set(found["ms"]) == set(found["chars_per_s"]) == set(found["losses"]) == names
+    assert set(found["auto"]) == {"float32", "bfloat16"}
+    speed = 1e3 * 4 * 8 / found["ms"]["gpt float32"]["p50"]
+    assert found["chars_per_s"]["gpt float32"] == pytest.approx(speed)
+    assert "transformer (4 layers of width 32," in tables.train_words(found)
+
+
+def test_losses_that_differ_have_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_train, "AGREE", dict.fromkeys(bench_train.AGREE, -1.0))
+    found = bench_train.measure(bench_train.Net(H=16, L=1, B=4, T=8, V=65), steps=2)
+    assert not {"ms", "chars_per_s", "ratio"} & found.keys()
+    assert "losses disagree: no time" in tables.train({"1x16": found})
+
+
+def test_the_sampler_is_timed_once_its_text_is_right() -> None:
+    found = bench_sample.measure(NET, seconds=0.01, characters=4)
+    assert found["parity"] == {"ok": True, "wrong": 0, "compared": found["parity"]["compared"]}
+    assert found["parity"]["compared"] >= bench_sample.CHECKED
+    assert set(found["ms"]) == {"ours", "torch", "torch_plain", "numpy"}
+    for name, ms in found["ms"].items():
+        assert found["chars_per_s"][name] == pytest.approx(1e3 * 3 * 4 / ms["p50"])
+    torchs = min(found["ms"][name]["p50"] for name in ("torch", "torch_plain"))
+    assert found["ratio"] == pytest.approx(torchs / found["ms"]["ours"]["p50"])
+
+
+def test_a_wrong_text_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bench_sample.contenders
+
+    def wrong(net: bench_sample.Net, device: str) -> dict[str, Any]:
+        models = right(net, device)
+        with torch.no_grad():  # after the others have copied its weights
+            models["ours"][0].lstm.weight_hh_l1.mul_(1.5)
+        return models
+
+    monkeypatch.setattr(bench_sample, "contenders", wrong)
+    found = bench_sample.measure(NET)
+    assert not found["parity"]["ok"] and found["parity"]["wrong"] > 0
+    assert "ms" not in found and "WRONG TEXT, no time" in bench_sample.line(found)
+
+
+def test_a_text_of_ties_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_sample, "TIE", {"cpu": 2.0})  # no margin is that wide
+    assert bench_sample.measure(NET)["parity"] == {"ok": False, "wrong": 0, "compared": 0}
+
+
+def test_every_stream_goes_its_own_way() -> None:
+    writing = bench_sample.contenders(NET, "cpu")["ours"][0]
+    text = bench_sample.ids_after(writing, bench_sample.first(NET), 0.8, seed=1)
+    ids = torch.cat([next(text) for _ in range(20)])
+    assert ids.shape == (20, 3) and not torch.equal(ids[:, 0], ids[:, 1])
+    again = bench_sample.ids_after(writing, bench_sample.first(NET), 0.8, seed=1)
+    assert torch.equal(ids, torch.cat([next(again) for _ in range(20)]))
