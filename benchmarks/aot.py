@@ -64,6 +64,7 @@ GPUS = {
 SHAPES = [(64, 64), (128, 16), (256, 64), (512, 16), (512, 128), (1024, 64)]  # H, B
 RECORD = RESULTS / "aot.json"
 PASSES = "forward", "backward"
+PREDICTED = "sm_90"  # the model's constants are an H100's
 DOCUMENT = """# What the Triton kernels compile to
 
 Written by `python -m benchmarks.aot` with triton {triton}; no GPU is needed, and none was used. Each row is
@@ -71,7 +72,8 @@ what the backend chooses for one layer of H hidden units and B sequences: a prog
 all hidden units of a batch tile for all steps, those of "grid" share them, and "step" is launched for every
 step. Where two figures stand, the first is of the forward pass, the second of the backward pass. Registers
 are those of a thread. A spill is an instruction that moves registers to or from memory; on AMD's GPUs it is a
-register that was moved. A product "tf32x3" splits each float32 in two TF32 numbers.
+register that was moved. A product "tf32x3" splits each float32 in two TF32 numbers. The last column is what
+the model in `fusedlstm/backends/triton/plans.py` predicts for an H100, and chooses by; it is not measured.
 
 `tests/test_triton_aot.py` holds the kernels to this: on NVIDIA's GPUs nothing spills, blocks fit in shared
 memory, and products are made by matrix instructions.
@@ -163,7 +165,7 @@ def table(found: Collection[Mapping[str, Any]]) -> str:
     """The rows in Markdown; forward / backward where they differ."""
     head = (
         "GPU", "dtype", "product", "H", "B", "kernel", "blocks of B, H, K", "warps", "registers", "spills",
-        "shared KiB", "matrix instructions",
+        "shared KiB", "matrix instructions", "predicted µs a forward step",
     )  # fmt: skip
     lines: list[Collection[Any]] = [head, ["---"] * len(head)]
     for row in found:
@@ -174,6 +176,7 @@ def table(found: Collection[Mapping[str, Any]]) -> str:
             *(" / ".join(str(way[key]) for way in passes) for key in ("registers", "spills")),
             " / ".join(f"{way['shared_bytes'] / 1024:.0f}" for way in passes),
             " / ".join(", ".join(f"{n} {name}" for name, n in way["mma"].items()) for way in passes),
+            f"{plan['step_us']:.2f}" if row["gpu"] == PREDICTED else "-",
         ])  # fmt: skip
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
