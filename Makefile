@@ -7,7 +7,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 DEMO_RUN := runs/demo
 DEMO_MINUTES ?= 2
 
-.PHONY: demo test smoke lint bench clean
+.PHONY: demo test smoke lint bench gpu clean
 
 demo: $(VENV)/library
 	rm -rf $(DEMO_RUN)
@@ -31,6 +31,10 @@ bench: $(VENV)/tools
 	$(BIN)/python -m benchmarks.bench_layer --busy
 	$(BIN)/python -m benchmarks.bench_train
 	$(BIN)/python -m benchmarks.report
+
+# On a machine with a GPU, as it is: no network, no environment. GPU="--only layer --shapes 2x512" runs a part.
+gpu:
+	$(PYTHON) -m benchmarks.gpu $(GPU)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fusedlstm/_C*.so

@@ -1,0 +1,65 @@
+"""Every GPU kernel of our own at small and odd sizes, forward and backward: compute-sanitizer watches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import torch
+
+import fusedlstm
+from fusedlstm import backends
+
+NOT_OURS_ON_A_GPU = ("cpu", "torch", "eager")
+# T, B, I, H, layers, both directions: one program; several; more than one tile of sequences; nothing even.
+SHAPES = ((3, 2, 8, 16, 1, False), (4, 17, 5, 33, 2, True), (3, 20, 12, 160, 1, False))
+DTYPES = (torch.float32, torch.bfloat16)
+REGIMES = ("tile", "grid", "step")  # of the Triton backend
+
+
+@contextmanager
+def regime(name: str) -> Iterator[None]:
+    """Lets one regime of the Triton backend serve what it can, however slow its plan says that it is."""
+    from fusedlstm.backends import triton
+
+    def choose(*asked: Any) -> Any:
+        *sizes, device = asked
+        plans = triton.candidates(*sizes, triton._precision(sizes[-1]), triton._card(device))
+        return next((plan for plan in plans if plan.regime == name), plans[0])
+
+    with mock.patch.object(triton, "choose", choose):
+        yield
+
+
+def run(backend: str, shape: tuple[Any, ...], dtype: torch.dtype) -> None:
+    """One pass forward and backward.
+
+    Raises:
+        AssertionError: a result is not finite.
+    """
+    T, B, I, H, L, both = shape  # noqa: E741
+    lstm = fusedlstm.LSTM(I, H, L, bidirectional=both, backend=backend, device="cuda", dtype=dtype)
+    x = torch.randn(T, B, I, device="cuda", dtype=dtype, requires_grad=True)
+    y, _ = lstm(x)
+    y.sum().backward()
+    for tensor in (y, x.grad, *(weight.grad for weight in lstm.parameters())):
+        assert tensor is not None and tensor.isfinite().all()
+
+
+def main() -> None:
+    """Runs all of them and prints what it ran."""
+    usable = [n for n, why in backends.backends().items() if why is None and n not in NOT_OURS_ON_A_GPU]
+    if not usable:
+        raise SystemExit(f"no backend of ours can run here: {backends.backends()}")
+    for backend, shape, dtype in itertools.product(usable, SHAPES, DTYPES):
+        for name in REGIMES if backend == "triton" else ("",):
+            with regime(name) if name else nullcontext():
+                run(backend, shape, dtype)
+            print(f"{backend} {name} {shape} {dtype}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
