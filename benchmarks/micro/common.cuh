@@ -245,23 +245,25 @@ struct Figure {
 
 // Runs all figures; what goes wrong with one is its line, and the exit code is then 1.
 inline int run_all(const std::vector<Figure>& figures) {
+  std::string none;  // why there is no device to run on
   int failed = 0;
-  auto attempt = [&](const std::string& name, auto run) {
-    try {
-      run();
-    } catch (const std::exception& error) {
-      failed = 1;
-      printf("{\"name\": \"%s\", \"error\": \"%s\"}\n", name.c_str(), error.what());
-      fflush(stdout);
-      cudaGetLastError();  // or the next figure would be blamed for it
-    }
-  };
-  attempt("warm-up", [] {
+  try {
     busy<<<multiprocessors(), THREADS>>>(300'000'000);
     CHECK(cudaGetLastError());
     CHECK(cudaDeviceSynchronize());
-  });
-  if (failed) return failed;
-  for (auto& f : figures) attempt(f.name, [&] { f.run(f.name, f.value); });
+  } catch (const std::exception& error) {
+    none = error.what();
+  }
+  for (auto& f : figures) {
+    try {
+      if (!none.empty()) throw std::runtime_error(none);
+      f.run(f.name, f.value);
+    } catch (const std::exception& error) {
+      failed = 1;
+      printf("{\"name\": \"%s\", \"error\": \"%s\"}\n", f.name.c_str(), error.what());
+      fflush(stdout);
+      cudaGetLastError();  // or the next figure would be blamed for it
+    }
+  }
   return failed;
 }
