@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 from benchmarks import memory, parity, results
-from benchmarks.contenders import CONTENDERS, Contender, Pass, numpy_pass, shortened
-from benchmarks.shapes import INFER, ROWS, TARGETS, Row
+from benchmarks.contenders import CONTENDERS, ON, Contender, Pass, numpy_pass, shortened
+from benchmarks.shapes import INFER, ROWS, SETS, TARGETS, Row
 from benchmarks.timing import Runner, busy_process, interleave, once, summary
 from fusedlstm import _C
 from fusedlstm.backends import resolve
@@ -34,8 +35,9 @@ def measure(
         contenders: by name, with "ours" and "torch" among them.
         quick: a fifth of the time, no NumPy, no memory.
     """
+    device = contenders["ours"].device
     passes = {name: Pass(row, contender) for name, contender in contenders.items()}
-    found = row.record() | {"auto": _auto(row), "parity": parity.check(row, contenders)}
+    found = row.record() | {"auto": _auto(row, device), "parity": parity.check(row, contenders)}
     if not found["parity"]["ok"]:
         return found
     found["skipped"] = _skipped(row, contenders)
@@ -43,12 +45,11 @@ def measure(
     seconds = interleave(
         {name: Runner(p, p.context) for name, p in passes.items() if name not in found["skipped"]},
         0.1 if quick else 0.5,
-        before_round=lambda: ceilings.append(
-            _C.peak(DTYPES[row.dtype], torch.get_num_threads(), 0.02 if quick else 0.05)
-        ),
+        before_round=lambda: ceilings.append(_ceiling(row, device, 0.02 if quick else 0.05)),
+        device=device,
     )
     ms = {name: summary(values) for name, values in seconds.items()}
-    if not quick:
+    if not quick and device == "cpu":
         ms |= numpy_ms(row)
     faster = min(ms[name]["p50"] for name in ms if name.startswith("torch"))
     ceiling = float(np.median(ceilings))
@@ -63,7 +64,7 @@ def measure(
             name: passes[name].saved_bytes() // row.L for name in ("ours", "torch")
         } | {"allowed": row.saved_bytes_allowed}
     if not quick:
-        found["peak_bytes"] = {name: memory.peak_bytes(row, name) for name in ms if name in CONTENDERS}
+        found["peak_bytes"] = {n: memory.peak_bytes(row, contenders[n]) for n in ms if n in contenders}
     return found
 
 
@@ -80,33 +81,39 @@ def measure_busy(row: Row, seconds: float = 3.0) -> dict[str, Any]:
 
 
 def main(
-    rows: str = "",
+    rows: str = "all",
     out: Path | None = None,
     quick: bool = False,
     busy: bool = False,
+    device: str = "cpu",
+    minutes: float = 60.0,
 ) -> None:
     """Measures the layer and adds it to this machine's record.
 
     Args:
-        rows: names from benchmarks/shapes.py with commas between; all by default.
+        rows: names from benchmarks/shapes.py, of rows or of its SETS, with commas between.
         out: the record; by default benchmarks/results/DEVICE/COMMIT.json.
         quick: a fifth of the time, no NumPy, no memory.
         busy: instead, the first row beside another busy process.
+        device: cpu or cuda.
+        minutes: after which no further row is begun.
     """
-    chosen = rows.split(",") if rows else list(ROWS)
-    unknown = sorted(set(chosen) - set(ROWS))
+    asked = [name for part in rows.split(",") for name in SETS.get(part, [part])]
+    unknown = sorted(set(asked) - set(ROWS))
     if unknown:
-        raise SystemExit(f"--rows must be among {', '.join(ROWS)}, got {', '.join(unknown)}")
-    machine = results.machine()
+        known = ", ".join((*SETS, *ROWS))
+        raise SystemExit(f"--rows must be among {known}, got {', '.join(unknown)}")
+    machine = results.machine(device)
     out = out or results.path_for(machine)
     results.check(out, machine)
     if busy:
-        row = ROWS[chosen[0]] if rows else TARGETS[0]
+        row = TARGETS[0] if rows == "all" else ROWS[asked[0]]
         found = measure_busy(row)
         results.add(out, machine, "busy", row.name, found)
         print(f"{row.name} beside a busy process: " + _list(found["slowdown"], "{:.2f} times its time alone"))
     else:
-        run([ROWS[name] for name in chosen], out, machine, quick)
+        chosen = [ROWS[name] for name in dict.fromkeys(asked) if device in ROWS[name].devices]
+        run(chosen, out, machine, quick, ON[device], time.monotonic() + 60 * minutes)
     print(f"written to {out}")
 
 
@@ -116,9 +123,13 @@ def run(
     machine: results.Record,
     quick: bool = False,
     contenders: Mapping[str, Contender] = CONTENDERS,
+    deadline: float = math.inf,
 ) -> None:
-    """Measures rows, prints a line for each and writes each as soon as it is there."""
+    """Measures rows until time.monotonic() is the deadline; prints and writes each as soon as it is there."""
     for k, row in enumerate(rows, 1):
+        if time.monotonic() > deadline:
+            print(f"time is up: {', '.join(row.name for row in rows[k - 1 :])} were not measured", flush=True)
+            return
         found = measure(row, contenders, quick)
         results.add(out, machine, "layer", row.name, found)
         print(f"[{k:2}/{len(rows)}] {row.name:22} {_line(found)}", flush=True)
@@ -142,7 +153,7 @@ def _list(values: Mapping[str, float], form: str) -> str:
 def _skipped(row: Row, contenders: Mapping[str, Contender]) -> dict[str, str]:
     """The contenders that would take too long, as a short pass tells, and why."""
     short, found = shortened(row), {}
-    probes = {n: once(Runner(Pass(short, c), c.context)) for n, c in contenders.items()}
+    probes = {n: once(Runner(Pass(short, c), c.context), c.device) for n, c in contenders.items()}
     for name in probes.keys() - {"ours", "torch"}:
         times, seconds = probes[name] / probes["torch"], probes[name] * row.T / short.T
         if times > TOO_SLOW[0] and seconds > TOO_SLOW[1]:
@@ -158,12 +169,23 @@ def numpy_ms(row: Row) -> dict[str, dict[str, float]]:
     return {"numpy": summary([once(Runner(numpy_pass(row), nullcontext))])}
 
 
-def _auto(row: Row) -> str:
+def _ceiling(row: Row, device: str, seconds: float) -> float:
+    """FLOP/s of the device's product alone: the engine's micro-kernel, or on a GPU a large torch.mm."""
+    if device == "cpu":
+        return _C.peak(DTYPES[row.dtype], torch.get_num_threads(), seconds)
+    a = torch.randn(4096, 4096, device=device, dtype=row.torch_dtype)
+    product = Runner(lambda: a @ a, nullcontext)
+    return 2 * 4096**3 / once(product, device)
+
+
+def _auto(row: Row, device: str) -> str:
     """Whom backend="auto" takes."""
-    weights = list(torch.nn.LSTM(row.I, row.H, dtype=row.torch_dtype).parameters())
+    weights = list(torch.nn.LSTM(row.I, row.H, dtype=row.torch_dtype, device=device).parameters())
     asked = spec(weights, row.T, row.B, True, row.L, row.bidirectional, False, False, row.mode != INFER)
     return resolve(asked, "auto")
 
 
 if __name__ == "__main__":
+    import tyro
+
     tyro.cli(main)

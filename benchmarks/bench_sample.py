@@ -160,7 +160,7 @@ def main(device: str = "cpu", seconds: float = 1.0, out: Path | None = None) -> 
         seconds: for each net and contender, at least.
         out: the record; by default benchmarks/results/DEVICE/COMMIT.json.
     """
-    machine = results.machine()
+    machine = results.machine(device)
     out = out or results.path_for(machine)
     results.check(out, machine)
     for net in NETS:

@@ -209,7 +209,7 @@ def main(
         out: the record; by default benchmarks/results/DEVICE/COMMIT.json.
     """
     net = Net(rnn_size, num_layers, batch_size, seq_length, vocab_size)
-    machine = results.machine()
+    machine = results.machine(device)
     out = out or results.path_for(machine)
     results.check(out, machine)
     found = measure(net, steps, device)

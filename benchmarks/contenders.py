@@ -1,4 +1,4 @@
-"""Who is measured: fusedlstm, torch.nn.LSTM in both of its settings, and the NumPy reference."""
+"""Who is measured on which device: fusedlstm, torch.nn.LSTM in both of its settings, the NumPy reference."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from fusedlstm import reference
 
 Context = Callable[[], AbstractContextManager[Any]]
 without_onednn: Context = partial(torch.backends.mkldnn.flags, enabled=False, allow_tf32=None)
+without_cudnn: Context = partial(torch.backends.cudnn.flags, enabled=False)
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,22 @@ class Contender:
     title: str
     lstm: Callable[..., torch.nn.LSTM]
     context: Context = nullcontext
+    device: str = "cpu"
 
 
+# Its own kernels by name: "auto" would hide a loss by handing the shape to torch.
 CONTENDERS = {
-    # Its own engine by name: "auto" would hide a loss by handing the shape to torch.
     "ours": Contender("fusedlstm", partial(fusedlstm.LSTM, backend="cpu")),
     "torch": Contender("torch.nn.LSTM", torch.nn.LSTM),
     "torch_plain": Contender("torch.nn.LSTM, oneDNN off", torch.nn.LSTM, without_onednn),
+}
+ON = {
+    "cpu": CONTENDERS,
+    "cuda": {
+        "ours": Contender("fusedlstm", partial(fusedlstm.LSTM, backend="triton"), device="cuda"),
+        "torch": Contender("torch.nn.LSTM, cuDNN", torch.nn.LSTM, device="cuda"),
+        "torch_plain": Contender("torch.nn.LSTM, cuDNN off", torch.nn.LSTM, without_cudnn, "cuda"),
+    },
 }
 
 
@@ -50,12 +60,17 @@ class Pass:
 
         def data(*shape: int, scale: float = 1.0) -> Tensor:
             values = torch.randn(shape, generator=random) * scale
-            return values.to(row.torch_dtype).to(dtype or row.torch_dtype)
+            return values.to(row.torch_dtype).to(contender.device, dtype or row.torch_dtype)
 
         self.row = row
         self.context = contender.context
         self.module = contender.lstm(
-            row.I, row.H, row.L, bidirectional=row.bidirectional, dtype=dtype or row.torch_dtype
+            row.I,
+            row.H,
+            row.L,
+            bidirectional=row.bidirectional,
+            dtype=dtype or row.torch_dtype,
+            device=contender.device,
         ).train(row.mode != INFER)
         with torch.no_grad():
             for weight in self.module.parameters():
@@ -93,7 +108,7 @@ class Pass:
             kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
             return t
 
-        state = torch.zeros(self.row.L * self.row.D, self.row.B, self.row.H, dtype=self.x.dtype)
+        state = self.x.new_zeros(self.row.L * self.row.D, self.row.B, self.row.H).detach()
         with self.context(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             # What it returns holds the saved tensors, so that no address is used twice.
             alive = self.module(self.x, (state, state))

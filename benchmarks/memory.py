@@ -1,4 +1,4 @@
-"""Peak memory of one pass, each in a process of its own that nothing else has run in."""
+"""Peak memory of one pass: on a CPU in a process of its own, on a GPU as torch counts it."""
 
 from __future__ import annotations
 
@@ -10,40 +10,57 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.contenders import CONTENDERS, Pass
+import torch
+
+from benchmarks.contenders import Contender, Pass
 from benchmarks.shapes import Row
 
 RESET_PEAK = Path("/proc/self/clear_refs")
 TIMEOUT_SECONDS = 300.0
 
 
-def peak_bytes(row: Row, name: str) -> int | None:
-    """How far resident memory rises above data and weights during one pass; None where Linux does not tell.
+def peak_bytes(row: Row, contender: Contender) -> int | None:
+    """How far memory rises above data and weights during one pass; None where the system does not tell.
 
     Args:
         row: shape and mode.
-        name: of the contender.
+        contender: whose pass.
     """
+    if contender.device == "cuda":
+        return _on_gpu(row, contender)
     if not RESET_PEAK.exists():
         return None
     # Forked from a process that has imported torch and run nothing: no thread pool to inherit, no 2 s import.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.memory"])
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_measure, args=(row, name, sender))
+    child = context.Process(target=_measure, args=(row, contender, sender))
     child.start()
     sender.close()
     try:
         if not receiver.poll(TIMEOUT_SECONDS):
-            raise TimeoutError(f"peak memory of {name} on {row.name} took over {TIMEOUT_SECONDS:.0f} s")
+            raise TimeoutError(
+                f"peak memory of {contender.title} on {row.name} took over {TIMEOUT_SECONDS:.0f} s"
+            )
         return int(receiver.recv())
     finally:
         child.kill()
         child.join()
 
 
-def _measure(row: Row, name: str, result: Connection) -> None:
-    contender = CONTENDERS[name]
+def _on_gpu(row: Row, contender: Contender) -> int:
+    with contender.context():
+        measured = Pass(row, contender)
+        measured()  # libraries take their own memory at the first call
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        measured()
+        torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _measure(row: Row, contender: Contender, result: Connection) -> None:
     small = Pass(replace(row, H=8, I=8, B=2, T=2), contender)
     with contender.context():
         small()  # thread pools and libraries, which no pass pays for again

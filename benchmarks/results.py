@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -25,11 +26,20 @@ SOURCES = ("fusedlstm", "csrc", "CMakeLists.txt", "benchmarks/*.py")
 Record = dict[str, Any]
 
 
-def machine() -> Record:
-    """What the figures depend on."""
+def machine(device: str = "cpu") -> Record:
+    """What the figures depend on.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Raises:
+        SystemExit: there is no such device here.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("device is cuda, but torch finds no GPU here: give --device cpu")
     commit = _git("rev-parse", "--short=12", "HEAD")
     return {
-        "device": _device(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else _device(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "engine": _C.engine(),
@@ -38,6 +48,7 @@ def machine() -> Record:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
+        **(_gpu() if device == "cuda" else {}),
         "commit": commit or "unknown",
         "dirty": commit is None or bool(_git("status", "--porcelain", "--", *SOURCES)),
     }
@@ -82,6 +93,26 @@ def add(path: Path, found: Record, part: str, name: str, values: Record) -> None
     partial = path.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def _gpu() -> Record:
+    """Versions of what a GPU's figures depend on, and its clocks in MHz where nvidia-smi tells."""
+    asked = "driver_version,clocks.max.sm,clocks.max.mem"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"],
+            capture_output=True, text=True, check=True, timeout=30,
+        )  # fmt: skip
+        driver, *clocks = (value.strip() for value in done.stdout.splitlines()[0].split(","))
+    except (OSError, subprocess.SubprocessError):
+        driver, clocks = None, []
+    return {
+        "driver": driver,
+        "clocks_mhz": clocks,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": importlib.metadata.version("triton"),
+    }
 
 
 def _device() -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks import memory, parity, results
-from benchmarks.contenders import CONTENDERS, Contender, Pass
+from benchmarks.contenders import CONTENDERS, ON, Contender, Pass
 from benchmarks.shapes import Row
 from fusedlstm.timing import Runner, interleave, summary
 
@@ -78,7 +78,7 @@ def measure(
         found["values"].append(value)
         if axis == "T":
             for name in contenders:
-                found["peak_bytes"][name].append(memory.peak_bytes(row, name))
+                found["peak_bytes"][name].append(memory.peak_bytes(row, contenders[name]))
     if axis != "T":
         del found["peak_bytes"]
     return found
@@ -107,16 +107,16 @@ def main(device: str = "cpu", minutes: float = 3.0, out: Path | None = None) -> 
         minutes: about how long; values that do not fit in are left out.
         out: the record; by default benchmarks/results/DEVICE/COMMIT.json.
     """
-    machine, base = results.machine(), BASES[device]
+    machine, base = results.machine(device), BASES[device]
     out = out or results.path_for(machine)
     results.check(out, machine)
-    right = parity.check(base, CONTENDERS)
+    right = parity.check(base, ON[device])
     if not right["ok"]:
         raise SystemExit(f"scaling: the result is wrong at {base}, no time was taken: {right}")
     end, todo = time.monotonic() + 60 * minutes, axes(device)
     for k, (axis, values) in enumerate(todo.items()):
         deadline = time.monotonic() + (end - time.monotonic()) / (len(todo) - k)
-        found = measure(axis, values, base, deadline, CONTENDERS, device)
+        found = measure(axis, values, base, deadline, ON[device], device)
         results.add(out, machine, "scaling", axis, found | {"parity": right})
         for name, ms in found["ms"].items():
             print(f"{axis} {found['values']}: {name} {', '.join(f'{m:.3f}' for m in ms)} ms", flush=True)

@@ -35,6 +35,11 @@ class Row:
     needs_dx: bool = False
 
     @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it can be measured: float16 on a CPU is torch's alone."""
+        return ("cuda",) if self.dtype == "float16" else ("cpu", "cuda")
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         dtype = getattr(torch, self.dtype)
         assert isinstance(dtype, torch.dtype)
@@ -112,4 +117,33 @@ GRID = [
     Row("1024-forward-bf16", 1024, 1, 32, 50, 1024, FORWARD, "bfloat16"),
     Row("float64", 64, 1, 16, 50, 64, dtype="float64"),
 ]
-ROWS = {row.name: row for row in (*TARGETS, *GRID)}
+# Sizes at which GPUs are compared, and some that a CPU takes seconds for.
+WIDE = [
+    Row("2x512-fp16", 512, 2, 100, 100, 512, dtype="float16"),
+    Row("2x128-fp16", 128, 2, 50, 50, 128, dtype="float16"),
+    Row("step-512-b16", 512, 1, 16, 1000, 512, FORWARD, "bfloat16"),
+    Row("step-512-b64", 512, 1, 64, 1000, 512, FORWARD, "bfloat16"),
+    Row("step-512-b128", 512, 1, 128, 1000, 512, FORWARD, "bfloat16"),
+    Row("flashrnn", 768, 1, 16, 1024, 768, dtype="bfloat16"),
+    Row("flashrnn-fp16", 768, 1, 16, 1024, 768, dtype="float16"),
+    Row("flashrnn-fp16-forward", 768, 1, 16, 1024, 768, FORWARD, "float16"),
+    Row("rl-large", 128, 1, 2048, 16, 128, dtype="bfloat16"),
+    Row("speech-640", 640, 4, 16, 200, 640, dtype="bfloat16", bidirectional=True),
+    Row("very-long", 64, 1, 1, 10_000, 64, FORWARD, "bfloat16"),
+    Row("1024-bf16", 1024, 1, 64, 100, 1024, dtype="bfloat16"),
+    Row("2048-bf16", 2048, 1, 32, 50, 2048, dtype="bfloat16"),
+]
+ROWS = {row.name: row for row in (*TARGETS, *GRID, *WIDE)}
+# Names for several rows; for a GPU the most telling come first, since time may end before the rows do.
+SETS = {
+    "all": list(ROWS),
+    "quick": ["2x128", "1x512-infer", "series", "rl-rollout"],
+    "pg": ["2x512-bf16", "2x512-fp16", "2x512"],
+    "gpu": [
+        "2x512-bf16", "flashrnn-fp16", "step-512-b64", "2x128-bf16", "2x512", "flashrnn-fp16-forward",
+        "flashrnn", "step-512-b16", "step-512-b128", "2x512-fp16", "2x128", "2x128-fp16", "rl-large",
+        "1024-bf16", "speech-640", "very-long", "2048-bf16", "1x512-infer-bf16", "256-bf16",
+        "tagger-bf16", "odd-101-bf16",
+        "char-rnn", "char-rnn-3x512", "rl-update", "series", "tagger", "ocr", "word-lm", "1024", "long",
+    ],
+}  # fmt: skip

@@ -17,8 +17,8 @@ import fusedlstm
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import bench_layer, bench_train, compare, memory, report, results
-from benchmarks.contenders import CONTENDERS, Pass
-from benchmarks.shapes import GRID, INFER, ROWS, TARGETS, Row
+from benchmarks.contenders import CONTENDERS, ON, Pass
+from benchmarks.shapes import GRID, INFER, ROWS, SETS, TARGETS, WIDE, Row
 
 TINY = Row("2x128", H=8, L=2, B=2, T=3, I=4, needs_dx=True)
 
@@ -93,9 +93,24 @@ def test_training_steps_agree(tmp_path: Path) -> None:
 
 
 def test_the_table_of_shapes() -> None:
-    assert len(GRID) >= 24 and len(ROWS) == len(GRID) + len(TARGETS)
-    assert max(row.H for row in GRID) == 1024 and max(row.T for row in GRID) == 1000
-    assert {row.mode for row in GRID} >= {INFER, "forward", "forward+backward"}
+    assert len(ROWS) >= 40 and len(ROWS) == len(GRID) + len(TARGETS) + len(WIDE), "a name is there twice"
+    assert all(set(names) <= set(ROWS) for names in SETS.values())
+    assert "cpu" not in ROWS["2x512-fp16"].devices and all("cuda" in row.devices for row in ROWS.values())
+
+
+def test_a_gpu_is_asked_for_where_there_is_none() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(SystemExit, match="torch finds no GPU"):
+        bench_layer.main(device="cuda")
+    assert set(ON["cuda"]) >= {"ours", "torch", "torch_plain"}
+    assert all(contender.device == device for device in ON for contender in ON[device].values())
+
+
+def test_no_row_is_begun_after_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench_layer.run([TINY], tmp_path / "a.json", results.machine(), deadline=0.0)
+    assert "time is up: 2x128 were not measured" in capsys.readouterr().out
+    assert not (tmp_path / "a.json").exists()
 
 
 def test_flops_are_those_of_the_products() -> None:
@@ -115,7 +130,7 @@ def test_numpy_is_timed_only_where_it_is_quick() -> None:
 @pytest.mark.skipif(not memory.RESET_PEAK.exists(), reason="only Linux tells the peak")
 def test_peak_memory_counts_what_a_pass_takes() -> None:
     row = Row("x", H=64, L=1, B=64, T=100, I=64)
-    peak = memory.peak_bytes(row, "ours")
+    peak = memory.peak_bytes(row, CONTENDERS["ours"])
     assert peak is not None
     assert Pass(row, CONTENDERS["ours"]).saved_bytes() <= peak < 20 * row.saved_bytes_allowed
 
