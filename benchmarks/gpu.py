@@ -53,7 +53,7 @@ class Run:
         else:
             state, took, reason = self._run(step, seconds)
         said = {"state": state, "seconds": round(took, 1), "reason": reason, "what": step.what}
-        self.record["steps"][step.name] = said | {"figures": self._figures(step) if took else []}
+        self.record["steps"][step.name] = said | {"figures": self._read(step, step.figures)}
         write(self.folder / "gpu.json", self.record)
 
     def _run(self, step: Step, seconds: float) -> tuple[str, float, str]:
@@ -65,12 +65,18 @@ class Run:
         finally:
             unread = merge(self.record, part, self.commit)
             append_log(self.folder / "gpu.log", step.name, log)
-        wrong = [] if unread else _safely(step.wrong, self.record)
+        wrong = self._read(step, step.wrong)
         reason = "; ".join(filter(None, [outcome.reason, unread if outcome.passed else "", *wrong[:3]]))
         return "failed" if reason else "passed", outcome.seconds, reason
 
-    def _figures(self, step: Step) -> list[str]:
-        return _safely(step.figures, self.record)
+    def _read(self, step: Step, read: Callable[[Record], list[str]]) -> list[str]:
+        """What a step found; a part that is not as expected is told, and harms nothing."""
+        if (step.part or step.name) not in self.record:
+            return []
+        try:
+            return read(self.record)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            return [f"its part of the record cannot be read: {type(error).__name__} {error}"]
 
 
 def allowance(step: Step, later: Sequence[Step], left: float) -> float:
@@ -163,14 +169,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is there is then written and shown
     now = Run(asked.out, time.monotonic() + 60 * asked.minutes, asked.shapes, asked.commit)
     return 0 if run(steps, now, missing_gpu()) else 1
-
-
-def _safely(read: Callable[[Record], list[str]], record: Record) -> list[str]:
-    """What a step found; a part that is not as expected is told, and harms nothing."""
-    try:
-        return read(record)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        return [f"its part of the record cannot be read: {type(error).__name__} {error}"]
 
 
 if __name__ == "__main__":

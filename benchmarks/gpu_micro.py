@@ -58,9 +58,9 @@ def programs(folder: Path) -> Iterator[tuple[str, Sequence[str]]]:
     architecture = gencode()
     with ThreadPoolExecutor() as pool:
         compiled = {s.stem: pool.submit(compile_program, s, folder / s.stem, architecture) for s in SOURCES}
-        yield "triton_barrier", (sys.executable, "-m", "benchmarks.micro.triton_barrier")
         for name, program in compiled.items():
             yield name, program.result()
+    yield "triton_barrier", (sys.executable, "-m", "benchmarks.micro.triton_barrier")
 
 
 def compile_program(source: Path, program: Path, architecture: str) -> Sequence[str]:

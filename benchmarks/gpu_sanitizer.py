@@ -31,7 +31,8 @@ def main(out: Path, minutes: float = 1.0) -> None:
     help_text = subprocess.run(["compute-sanitizer", "--help"], capture_output=True, text=True).stdout
     only = OURS if OURS[0] in help_text else ()
     # Compiled before, without a tool that watches; and if this fails, no tool is to blame.
-    subprocess.run(SMALL, check=True, timeout=60 * minutes)
+    if subprocess.run(SMALL).returncode:
+        raise SystemExit("the kernels fail without compute-sanitizer too: what went wrong stands above")
     end = time.monotonic() + 60 * minutes
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -57,8 +58,8 @@ def main(out: Path, minutes: float = 1.0) -> None:
 
 
 def verdict(code: int | None, text: str) -> dict[str, Any]:
-    """Exit code, passes that were run, and why this is no clean result, or nothing."""
-    passes = len(re.findall(r"^\w+ .*torch\.\w+$", text, re.MULTILINE))
+    """Exit code, passes that ended well, and why this is no clean result, or nothing."""
+    passes = len(re.findall(r"^passed: ", text, re.MULTILINE))
     problem = PROBLEM.search(text)
     why = ""
     if code is None:

@@ -39,6 +39,7 @@ class Step:
         needs: programs that must be on the PATH.
         figures: of a record, for the last table.
         wrong: of a record: what makes the step a failure though its process ended well.
+        part: of the record that it adds, if that is not its name.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Step:
     needs: tuple[str, ...] = ()
     figures: Callable[[Record], list[str]] = lambda record: []
     wrong: Callable[[Record], list[str]] = lambda record: []
+    part: str = ""
 
 
 def _minutes(asked: Asked) -> Mapping[str, Any]:
@@ -80,6 +82,10 @@ def _tests(record: Record) -> list[str]:
     counts = ", ".join(f"{n} {outcome}" for outcome, n in tests["counts"].items()) or "no test is marked gpu"
     failures = [f"{name}: {text.strip().splitlines()[-1][:150]}" for name, text in tests["failures"].items()]
     return [counts, *(f"skipped: {why}"[:150] for why in [*tests["skipped"]][:2]), *failures[:5]]
+
+
+def _only_skipped(record: Record) -> list[str]:
+    return ["every test was skipped"] if [*record["tests"]["counts"]] == ["skipped"] else []
 
 
 def _barriers(record: Record) -> list[str]:
@@ -139,11 +145,11 @@ STEPS = (
     Step("info", "asks nvidia-smi, nvcc, torch and triton what this machine is",
          "benchmarks.gpu_info", 1, 15, 60, figures=_info),
     Step("build", "compiles the engine in place, and notes what the figures depend on",
-         "benchmarks.gpu_build", 10, 45, 150, needs=("cmake", "ninja")),
+         "benchmarks.gpu_build", 10, 90, 180, needs=("cmake", "ninja")),
     Step("tests", "runs the tests that are marked gpu",
-         "benchmarks.gpu_tests", 30, 90, 150, figures=_tests),
+         "benchmarks.gpu_tests", 30, 90, 150, figures=_tests, wrong=_only_skipped),
     Step("barriers", "compiles benchmarks/micro with nvcc and times barriers, hops, L2, mma and launches",
-         "benchmarks.gpu_micro", 20, 45, 100, _minutes, ("nvcc", "nvidia-smi"), _barriers),
+         "benchmarks.gpu_micro", 20, 60, 120, _minutes, ("nvcc", "nvidia-smi"), _barriers, part="micro"),
     Step("layer", "times the layer against cuDNN and others, row by row, parity first",
          "benchmarks.bench_layer", 30, 120, 600, _rows, (), _layer, _wrong_rows),
     Step("sanitizer", "runs compute-sanitizer's memcheck, racecheck and synccheck over every kernel",

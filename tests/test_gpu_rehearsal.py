@@ -20,7 +20,7 @@ import torch
 # Last: an installed fusedlstm stays the one that is tested.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import gpu, gpu_child, gpu_micro, gpu_record, gpu_report, gpu_sanitizer, gpu_steps
+from benchmarks import gpu, gpu_child, gpu_micro, gpu_record, gpu_report, gpu_sanitizer, gpu_small, gpu_steps
 from benchmarks.gpu import Run, allowance
 from benchmarks.gpu_steps import STEPS, Asked, Step
 from benchmarks.report import filled, newest
@@ -125,7 +125,7 @@ def test_a_stuck_step_is_killed_with_its_children_and_the_deadline_holds(
 
 
 def test_figures_that_cannot_be_read_are_told(fakes: dict[str, Step], tmp_path: Path) -> None:
-    step = replace(fakes["good"], figures=lambda record: [record["absent"]])
+    step = replace(fakes["good"], part="micro", figures=lambda record: [record["absent"]])
     passed, record = run([step], tmp_path)
     assert passed and "cannot be read: KeyError" in record["steps"]["good"]["figures"][0]
 
@@ -199,6 +199,7 @@ def test_outcomes_of_tests_are_recorded(tmp_path: Path) -> None:
     assert tests["counts"] == {"passed": 1, "failed": 1, "skipped": 1}
     assert "1 == 2" in next(iter(tests["failures"].values())) and "no card" in next(iter(tests["skipped"]))
     assert gpu_steps._tests({"tests": tests})[0] == "1 passed, 1 failed, 1 skipped"
+    assert gpu_steps._only_skipped({"tests": {"counts": {"skipped": 3}}})
     (tmp_path / "test_marked.py").unlink()
     outcome = gpu_child.run(command, 100, tmp_path / "log")
     assert outcome.passed and "is marked gpu" in (tmp_path / "log").read_text()
@@ -216,7 +217,7 @@ def test_micro_benchmarks_that_fail_or_hang_are_told() -> None:
 @pytest.mark.parametrize(
     ("code", "text", "why"),
     [
-        (0, "triton tile torch.float32\n========= ERROR SUMMARY: 0 errors\n", ""),
+        (0, "passed: triton tile (4, 17)\n========= ERROR SUMMARY: 0 errors\n", ""),
         (0, "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n", ""),
         (
             9,
@@ -233,7 +234,8 @@ def test_micro_benchmarks_that_fail_or_hang_are_told() -> None:
     ],
 )
 def test_what_the_sanitizer_says(code: int | None, text: str, why: str) -> None:
-    assert gpu_sanitizer.verdict(code, text)["why"] == why
+    found = gpu_sanitizer.verdict(code, text)
+    assert found["why"] == why and found["passes"] == ("passed" in text)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
@@ -268,7 +270,7 @@ import triton
 from benchmarks.micro.triton_barrier import barrier_kernel
 types = {"barrier_ptr": "*i32", "data_ptr": "*i32", "wrong_ptr": "*i32", "rounds": "i32"}
 for checked in (True, False):
-    constants = {"PROGRAMS": 132, "BLOCK": 256, "CHECKED": checked}
+    constants = {"MOST": 256, "CHECKED": checked}
     source = ASTSource(barrier_kernel, types | dict.fromkeys(constants, "constexpr"), constants)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     assert "gpu.release" in made.asm["ptx"] and "gpu.acquire" in made.asm["ptx"]
@@ -278,6 +280,23 @@ for checked in (True, False):
         [sys.executable, "-c", program], cwd=gpu_child.ROOT, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the kernels are not interpreted")
+@pytest.mark.parametrize("regime", gpu_small.REGIMES)
+@pytest.mark.parametrize("shape", gpu_small.SHAPES, ids=lambda shape: str(shape[3]))
+def test_what_the_sanitizer_watches_runs(
+    monkeypatch: pytest.MonkeyPatch, regime: str, shape: tuple[Any, ...]
+) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    import triton_on_cpu  # noqa: F401, since it mends the interpreter
+    from fusedlstm.backends import triton
+    from fusedlstm.backends.triton.plans import Card
+
+    monkeypatch.setattr(triton, "DEVICES", {"cpu"})
+    monkeypatch.setattr(triton, "_card", lambda device: Card(132, 227 << 10))
+    with gpu_small.regime(regime):
+        gpu_small.run("triton", shape, "cpu")
 
 
 def test_the_page_is_what_the_records_say(tmp_path: Path) -> None:

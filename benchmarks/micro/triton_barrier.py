@@ -12,31 +12,24 @@ import triton.language as tl
 from fusedlstm.backends.triton.kernels import _arrive, _wait
 
 ROUNDS, TIMES = 2000, 7
+MOST = 256  # programs
 PROGRAMS = (16, 32, 64, 128, 0)  # 0: one for each multiprocessor
 WARPS = (4, 8)
 
 
 @triton.jit
-def barrier_kernel(
-    barrier_ptr,
-    data_ptr,
-    wrong_ptr,
-    rounds,
-    PROGRAMS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHECKED: tl.constexpr,
-):
+def barrier_kernel(barrier_ptr, data_ptr, wrong_ptr, rounds, MOST: tl.constexpr, CHECKED: tl.constexpr):
     """With CHECKED every program writes the round before the barrier and expects everybody's after it."""
-    i = tl.arange(0, BLOCK)
-    wrong = tl.zeros((BLOCK,), tl.int32)
+    i, programs = tl.arange(0, MOST), tl.num_programs(0)
+    wrong = tl.zeros((MOST,), tl.int32)
     for r in range(rounds):
-        data = data_ptr + (r % 2) * PROGRAMS
+        data = data_ptr + (r % 2) * MOST
         if CHECKED:
             tl.store(data + tl.program_id(0), r + 1)
         _arrive(barrier_ptr)
-        _wait(barrier_ptr, (r + 1) * PROGRAMS)
+        _wait(barrier_ptr, (r + 1) * programs)
         if CHECKED:
-            found = tl.load(data + i, mask=i < PROGRAMS, other=r + 1, cache_modifier=".cg")
+            found = tl.load(data + i, mask=i < programs, other=r + 1, cache_modifier=".cg")
             wrong += (found != r + 1).to(tl.int32)
     tl.store(wrong_ptr + tl.program_id(0), tl.sum(wrong))
 
@@ -48,13 +41,12 @@ def round_us(programs: int, warps: int, checked: bool) -> float:
         AssertionError: a program did not see what another had written.
     """
     barrier = torch.zeros(1, dtype=torch.int32, device="cuda")
-    data = torch.zeros(2 * programs, dtype=torch.int32, device="cuda")
+    data = torch.zeros(2 * MOST, dtype=torch.int32, device="cuda")
     wrong = torch.ones(programs, dtype=torch.int32, device="cuda")
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
     barrier_kernel[(programs,)](
-        barrier, data, wrong, ROUNDS, PROGRAMS=programs, BLOCK=triton.next_power_of_2(programs),
-        CHECKED=checked, num_warps=warps, launch_cooperative_grid=True,
+        barrier, data, wrong, ROUNDS, MOST, CHECKED=checked, num_warps=warps, launch_cooperative_grid=True
     )  # fmt: skip
     end.record()
     end.synchronize()
@@ -65,7 +57,7 @@ def round_us(programs: int, warps: int, checked: bool) -> float:
 def main() -> None:
     """Prints a line of JSON for each number of programs."""
     for programs in PROGRAMS:
-        count = programs or torch.cuda.get_device_properties(0).multi_processor_count
+        count = programs or min(torch.cuda.get_device_properties(0).multi_processor_count, MOST)
         for warps in WARPS:
             round_us(count, warps, checked=True)
             round_us(count, warps, checked=False)  # compiles
