@@ -53,7 +53,10 @@ def main(out: Path) -> None:
 def _said(command: tuple[str, ...]) -> str:
     if shutil.which(command[0]) is None:
         return f"{command[0]} is not on the PATH"
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
     return (done.stdout + done.stderr).strip()
 
 

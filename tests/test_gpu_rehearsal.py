@@ -299,6 +299,20 @@ def test_what_the_sanitizer_watches_runs(
         gpu_small.run("triton", shape, "cpu")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the kernels are not interpreted")
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_triton_barrier_checks_itself(seed: int) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    from benchmarks.micro.triton_barrier import barrier_kernel
+    from triton_on_cpu import seeded
+
+    barrier, data, wrong = (torch.zeros(n, dtype=torch.int32) for n in (1, 16, 5))
+    wrong.fill_(1)
+    with seeded(seed):
+        barrier_kernel[(5,)](barrier, data, wrong, 6, MOST=8, CHECKED=True, launch_cooperative_grid=True)
+    assert not wrong.any() and barrier.item() == 30 and set(data.tolist()) == {0, 5, 6}
+
+
 def test_the_page_is_what_the_records_say(tmp_path: Path) -> None:
     page = gpu_report.PAGE.read_text()
     measured = [record for record in map(load, newest()) if record.get("micro")]

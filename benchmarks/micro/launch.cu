@@ -58,7 +58,7 @@ void time(const std::string& name, Kind kind, int blocks) {
   };
   if (kind.graph) {
     cudaGraph_t captured;
-    CHECK(cudaStreamBeginCapture(stream.s, cudaStreamCaptureModeThreadLocal));
+    CHECK(cudaStreamBeginCapture(stream.s, cudaStreamCaptureModeRelaxed));
     all();
     CHECK(cudaStreamEndCapture(stream.s, &captured));
     CHECK(cudaGraphInstantiate(&graph, captured, 0));
