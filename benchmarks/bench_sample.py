@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import results
-from benchmarks.bench_train import SETTINGS, OneHotLM
+from benchmarks import bench_train, results
+from benchmarks.contenders import ON
 from fusedlstm import reference
 from fusedlstm.charlm.model import CharLM, State
 from fusedlstm.charlm.sample import ids_after
@@ -83,15 +83,14 @@ class Writing:
 def contenders(net: Net, device: str) -> dict[str, tuple[Model, Context]]:
     """Models of the same weights, and the setting in which each runs."""
     torch.manual_seed(1)
-    ours = CharLM(net.V, net.H, net.L).eval()
+    ours = bench_train.Net(net.H, net.L, net.B, 1, net.V).ours(device).eval()
     with torch.no_grad():
         ours.decoder.weight.normal_()  # wide logits: few ties, and a text that does not stand still
-    torchs = OneHotLM(net.V, net.H, net.L).eval()
+    torchs = bench_train.OneHotLM(net.V, net.H, net.L).eval()
     torchs.load_state_dict(ours.state_dict())
-    settings = zip(("torch", "torch_plain"), SETTINGS[device].values(), strict=True)
     return {
         "ours": (ours.to(device), nullcontext),
-        **{name: (torchs.to(device), context) for name, context in settings},
+        **{name: (torchs.to(device), ON[device][name].context) for name in ("torch", "torch_plain")},
         "numpy": (NumPyLM(ours), nullcontext),
     }
 

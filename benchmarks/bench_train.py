@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -19,20 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import results
-from benchmarks.contenders import without_onednn
+from benchmarks.contenders import ON
+from benchmarks.titles import PLAIN
 from fusedlstm.backends import resolve
 from fusedlstm.charlm import corpus
 from fusedlstm.charlm.model import CharLM, State
 from fusedlstm.charlm.settings import Settings
 from fusedlstm.charlm.train import OPTIMIZERS, train_step
 from fusedlstm.functional import spec
+from fusedlstm.nn import LSTM
 from fusedlstm.timing import Context, Runner, interleave, once, summary
 
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "float16", "bfloat16")}
-SETTINGS: dict[str, dict[str, Context]] = {
-    "cpu": {"as it comes": nullcontext, "oneDNN off": without_onednn},
-    "cuda": {"as it comes": nullcontext, "cuDNN off": partial(torch.backends.cudnn.flags, enabled=False)},
-}
 GPT_LAYERS, GPT_WIDTHS = range(4, 9), range(32, 769, 32)
 PROBE_T = 4  # steps in time: bfloat16 with oneDNN off takes a minute at 100
 # Largest relative difference of the loss from torch's in float32, smoothed over TAIL steps.
@@ -105,8 +102,11 @@ class Net:
         streams.rows = streams.rows.to(device)
         return streams
 
-    def ours(self) -> CharLM:
-        return CharLM(self.V, self.H, self.L)
+    def ours(self, device: str = "cpu") -> CharLM:
+        """The trainer's model, on the backend that the layer is measured with."""
+        model = CharLM(self.V, self.H, self.L)
+        model.lstm.backend = cast(LSTM, ON[device]["ours"].lstm(1, 1)).backend
+        return model
 
     def torchs(self) -> OneHotLM:
         return OneHotLM(self.V, self.H, self.L)
@@ -162,10 +162,12 @@ def measure(net: Net, steps: int, device: str = "cpu") -> dict[str, Any]:
     trainings: dict[str, Training] = {}
     runners: dict[str, Runner] = {}
     for dtype in dtypes:
-        faster = SETTINGS[device][found["torch_setting"][dtype]["taken"]]
+        faster = settings(device)[found["torch_setting"][dtype]["taken"]]
         for name, new, context in (
-            ("ours", net.ours, nullcontext), ("torch", net.torchs, faster), ("gpt", net.gpt, nullcontext),
-        ):  # fmt: skip
+            ("ours", lambda: net.ours(device), nullcontext),
+            ("torch", net.torchs, faster),
+            ("gpt", net.gpt, nullcontext),
+        ):
             trainings[f"{name} {dtype}"] = training = Training(net, new, dtype, device, streams)
             runners[f"{name} {dtype}"] = Runner(training, cast(Context, context))
     found["auto"] = {dtype: _auto(net, trainings[f"ours {dtype}"], device) for dtype in dtypes}
@@ -223,13 +225,18 @@ def main(
     print(f"written to {out}")
 
 
+def settings(device: str) -> dict[str, Context]:
+    """Those of torch.nn.LSTM, by the words of the report."""
+    return {"as it comes": ON[device]["torch"].context, PLAIN[device]: ON[device]["torch_plain"].context}
+
+
 def count(model: nn.Module) -> int:
     """Its parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def _auto(net: Net, training: Training, device: str) -> str:
-    """The backend that computes ours."""
+    """The backend that `fusedlstm train` takes by itself."""
     weights = list(training.model.lstm.parameters())
     with torch.autocast(device, training.dtype, enabled=training.dtype != torch.float32):
         return resolve(spec(weights, net.T, net.B, True, net.L, False, True, False, True), "auto")
@@ -240,12 +247,13 @@ def _faster_setting(net: Net, dtype: str, device: str, streams: corpus.Streams) 
 
     def seconds(T: int) -> dict[str, float]:
         shorter = replace(net, T=T)
-        trainings = {name: Training(shorter, net.torchs, dtype, device, streams) for name in SETTINGS[device]}
-        runners = [Runner(trainings[name], context) for name, context in SETTINGS[device].items()]
+        trainings = {name: Training(shorter, net.torchs, dtype, device, streams) for name in contexts}
+        runners = [Runner(trainings[name], context) for name, context in contexts.items()]
         # Twice in turns: a neighbour that takes the machine for a moment shall not choose.
         tries = [[once(runner, device) for runner in runners] for _ in range(2)]
         return dict(zip(trainings, map(min, *tries), strict=True))
 
+    contexts = settings(device)
     T = min(net.T, PROBE_T)
     found = seconds(T)
     if max(found.values()) < 5 * min(found.values()):

@@ -9,11 +9,12 @@ from statistics import geometric_mean
 
 from benchmarks import plots, tables
 from benchmarks.results import RESULTS, ROOT, Record, load
-from benchmarks.shapes import TARGETS
+from benchmarks.shapes import SETS, TARGETS
 from benchmarks.titles import device
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+SHOWN = {"cpu": [row.name for row in TARGETS], "cuda": SETS["gpu"][:8]}  # in the README
 Pictures = dict[str, str]  # by name: links, as the page needs them
 
 
@@ -28,13 +29,14 @@ def where(record: Record) -> str:
     """The machine and the build in one line."""
     m = record["machine"]
     changed = " with uncommitted changes" if m["dirty"] else ""
-    gpu = [f"{name} {m[key]}" for key, name in (("cuda", "CUDA"), ("driver", "driver")) if m.get("driver")]
-    clocks = [f"clocks {_clocks(m['clocks_mhz'])}"] if m.get("clocks_mhz") else []
-    triton = [f"triton {m['triton']}"] if m.get("triton") else []
+    versions = {"torch": "torch", "triton": "triton", "cuda": "CUDA", "cudnn": "cuDNN", "driver": "driver"}
+    software = [f"{name} {m[key]}" for key, name in versions.items() if m.get(key)]
+    if clocks := m.get("clocks_mhz"):  # by name, or the highest of SM and memory
+        values = [f"{k} {v}" for k, v in clocks.items()] if isinstance(clocks, dict) else clocks
+        software.append(f"clocks {', '.join(values)} MHz")
     return (
         f"{m['device']}, {m['cores']} cores, {m['threads']} threads, {m['engine']} engine; "
-        + "; ".join([f"torch {m['torch']}", *triton, *gpu, *clocks, f"Python {m['python']}"])
-        + f"; commit {m['commit']}{changed}."
+        f"{', '.join(software)}, Python {m['python']}; commit {m['commit']}{changed}."
     )
 
 
@@ -66,6 +68,8 @@ def results_page(record: Record, source: str, pictures: Pictures | None = None) 
         parts += ["### Instructions", words, tables.instructions(counted)]
     if micro := record.get("micro"):
         parts += ["### Micro-benchmarks", tables.micro(micro)]
+    if checked := tables.checks(record):
+        parts += ["### Tests on this machine", checked]
     if busy := record.get("busy"):
         parts += ["### Beside another busy process", "Time beside it over time alone.", tables.busy(busy)]
     return "\n\n".join(parts) + "\n"
@@ -116,7 +120,7 @@ def page_of(records: Sequence[tuple[Record, str, Pictures]]) -> str:
 def summary(record: Record, pictures: Pictures | None = None) -> str:
     """The part of the README about one device."""
     layer, on = record.get("layer", {}), device(record)
-    rows = [layer[row.name] for row in TARGETS if row.name in layer]
+    rows = [layer[name] for name in SHOWN[on] if name in layer]
     parts = [tables.table(rows, tables.short(on))]
     ratios = [row["ratio"] for row in layer.values() if "ratio" in row]
     if ratios:
@@ -191,14 +195,6 @@ def _date(path: Path) -> str:
     return max(
         (v["date"] for part in parts for v in part.values() if isinstance(v, dict) and "date" in v),
         default="",
-    )
-
-
-def _clocks(clocks: object) -> str:
-    return (
-        ", ".join(f"{k} {v}" for k, v in clocks.items()) + " MHz"
-        if isinstance(clocks, dict)
-        else f"{clocks} MHz"
     )
 
 

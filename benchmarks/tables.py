@@ -203,6 +203,8 @@ def train_words(net: Record) -> str:
         for dtype, a in net["agreement"].items()
     )
     words = f"torch runs in its faster setting: {settings}. Over {net['steps']} steps {apart}."
+    if "auto" in net:
+        words += f" `auto` takes {', '.join(f'{name} in {dtype}' for dtype, name in net['auto'].items())}."
     if "gpt" in net:
         gpt = net["gpt"]
         words += (
@@ -252,15 +254,17 @@ def busy(rows: Mapping[str, Record]) -> str:
 
 
 def micro(measured: Mapping[str, Record]) -> str:
-    """Micro-benchmarks of the hardware, in microseconds."""
-    return markdown(
-        ["what", "µs"],
-        (
-            [name, found("us", number)(values)]
-            for name, values in measured.items()
-            if isinstance(values, dict)
-        ),
-    )
+    """Micro-benchmarks of the hardware: every figure of each."""
+    return markdown(["what", "figures"], ([name, _figures(values)] for name, values in measured.items()))
+
+
+def checks(record: Record) -> str:
+    """How the tests that ran on the machine ended, and what the sanitizer found."""
+    counts = record.get("tests", {}).get("counts", {})
+    lines = [f"- tests: {', '.join(f'{n} {outcome}' for outcome, n in counts.items())}"] if counts else []
+    for tool, found in record.get("sanitizer", {}).items():
+        lines.append(f"- compute-sanitizer {tool}: {found.get('why') or 'clean'}")
+    return "\n".join(lines)
 
 
 def short(where: str) -> list[Column]:
@@ -282,6 +286,12 @@ def has(rows: Mapping[str, Record], field: str) -> bool:
 def saves(rows: Mapping[str, Record]) -> list[Record]:
     """The rows that tell of memory: all but those which were measured in haste, or save nothing."""
     return [r for r in rows.values() if "peak_bytes" in r or (r["mode"] != INFER and "ms" in r)]
+
+
+def _figures(values: Record) -> str:
+    numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    shown = {k: f"{v:,}" if isinstance(v, int) else number(v) for k, v in numbers.items()}
+    return ", ".join(f"{k} {v}" for k, v in shown.items()) or DASH
 
 
 def _mean(ratios: list[float]) -> list[str]:

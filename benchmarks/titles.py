@@ -19,7 +19,7 @@ PLAIN = {"cpu": "oneDNN off", "cuda": "cuDNN off"}  # what "torch_plain" is
 
 def device(record: Record) -> str:
     """Where a record was measured: "cpu" or "cuda"."""
-    return "cuda" if record["machine"].get("driver") else "cpu"
+    return "cuda" if any(record["machine"].get(key) for key in ("driver", "cudnn")) else "cpu"
 
 
 def title(name: str, where: str) -> str:

@@ -51,6 +51,15 @@ def test_all_train_side_by_side() -> None:
     assert "transformer (4 layers of width 32," in tables.train_words(found)
 
 
+def test_ours_is_its_own_backend_on_every_device() -> None:
+    net = bench_train.Net(H=16, L=1, B=4, T=8, V=65)
+    assert {device: net.ours(device).lstm.backend for device in bench_train.DTYPES} == {
+        "cpu": "cpu",
+        "cuda": "triton",
+    }
+    assert list(bench_train.settings("cuda")) == ["as it comes", "cuDNN off"]
+
+
 def test_losses_that_differ_have_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_train, "AGREE", dict.fromkeys(bench_train.AGREE, -1.0))
     found = bench_train.measure(bench_train.Net(H=16, L=1, B=4, T=8, V=65), steps=2)

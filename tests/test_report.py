@@ -49,8 +49,8 @@ def synthetic() -> Record:
     """NOT MEASURED: invented figures in the form of a GPU's record, to see that the report can show them."""
     machine = {
         "device": "Synthetic GPU", "cores": 16, "threads": 16, "engine": "avx2", "torch": "2.11.0",
-        "triton": "3.6.0", "cuda": "13.0", "driver": "580.0", "clocks_mhz": {"sm": 1980}, "python": "3.12.0",
-        "commit": "0123456789ab", "dirty": False,
+        "triton": "3.6.0", "cuda": "13.0", "driver": "580.0", "clocks_mhz": ["1980", "2619"],
+        "python": "3.12.0", "commit": "0123456789ab", "dirty": False,
     }  # fmt: skip
     wrong = row("wrong", 1.0, 2.0)
     del wrong["ms"], wrong["ratio"], wrong["share"], wrong["skipped"]
@@ -70,7 +70,9 @@ def synthetic() -> Record:
                 "chars_per_s": {"ours": 50_000.0, "torch": 25_000.0},
             }
         },
-        "micro": {"cluster barrier": {"us": 0.123}},
+        "micro": {"cluster barrier": {"us": 0.123, "blocks": 16, "note": "words"}},
+        "tests": {"counts": {"passed": 7, "failed": 1}},
+        "sanitizer": {"racecheck": {"why": "", "passes": 3}},
     }  # fmt: skip
 
 
@@ -88,7 +90,7 @@ def test_an_old_record_still_has_its_page(old: Record) -> None:
 
 def test_a_gpu_record_has_all_its_parts(synthetic: Record) -> None:
     page = report.results_page(synthetic, "gpu.json", {"scaling": "s.png", "grid": "g.png"})
-    assert "## GPU: Synthetic GPU" in page and "CUDA 13.0; driver 580.0; clocks sm 1980 MHz" in page
+    assert "## GPU: Synthetic GPU" in page and "CUDA 13.0, driver 580.0, clocks 1980, 2619 MHz" in page
     assert "| persistent | triton | 1.80 | 2.00 | 2.20 | 3.00 | - | 1.50 |" in page
     assert "| 2x512 | 20.0 | 15.0 | 0.500 | flops | 4.00 | 2.00 | 25% |" in page  # µs a step: 2 ms and 1.5 ms
     assert "| 2x512 | 2.00 | 3.00 | 3.00 | 4.00 |" in page  # warm and cold
@@ -96,7 +98,8 @@ def test_a_gpu_record_has_all_its_parts(synthetic: Record) -> None:
     assert "- Haste: is not installed (2x512, lost)" in page
     assert "wrong result: no time" in page
     assert "| 512 | 2 | 65 | 1 | 50,000 | 25,000 | - | - | 2.00 |" in page
-    assert "| cluster barrier | 0.123 |" in page
+    assert "| cluster barrier | us 0.123, blocks 16 |" in page
+    assert "- tests: 7 passed, 1 failed\n- compute-sanitizer racecheck: clean\n" in page
     assert "![time and memory against each size](s.png)" in page and "(g.png)" in page
 
 
@@ -185,7 +188,7 @@ def test_pictures_are_small_and_the_same_each_time(folder: Path, old: Record) ->
     assert set(drawn) == {"grid", "train"}
     files = [file for png in drawn.values() for file in (png, png.with_suffix(".svg"))]
     first = [file.read_bytes() for file in files]
-    assert all(len(data) < 150_000 for data in first)
+    assert all(len(data) < 150_000 for data in first) and all(len(png) < 80_000 for png in first[::2])
     assert not any(b"<dc:date>" in data for data in first)
     plots.draw(old, path)
     assert [file.read_bytes() for file in files] == first
@@ -217,8 +220,8 @@ def test_scaling_has_a_panel_for_each_axis_and_one_for_memory(synthetic: Record)
 
 def test_a_change_within_the_spread_is_none(synthetic: Record, capsys: pytest.CaptureFixture[str]) -> None:
     before, after = synthetic, copy.deepcopy(synthetic)
-    after["layer"]["2x512"]["ms"] |= {"ours": times(1.0), "torch": times(3.1), "loop": times(80.0)}
-    after["sample"]["2x512, 1 stream"]["ms"]["ours"] = times(0.5)
+    after["layer"]["2x512"]["ms"] |= {"ours": times(1.0), "torch": times(2.9), "loop": times(80.0)}
+    after["sample"]["2x512, 1 stream"]["ms"] = {"ours": times(0.5), "torch": times(2.1)}
     before["instructions"] = {"batch, forward, avx2": {"per_pass": 1000}}
     after["instructions"] = {"batch, forward, avx2": {"per_pass": 1001}}
     del after["layer"]["lost"]

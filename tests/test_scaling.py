@@ -59,8 +59,8 @@ def test_threads_are_those_of_the_axis_and_then_as_before(monkeypatch: pytest.Mo
         return {name: [1.0] for name in runners}
 
     monkeypatch.setattr(scaling, "interleave", timed)
-    found = scaling.measure("threads", [1, 2], TINY, time.monotonic() + 1, TWO)
-    assert seen == [1, 2] and torch.get_num_threads() == before
+    found = scaling.measure("threads", [2, 1], TINY, time.monotonic() + 1, TWO)
+    assert seen == [2, 1] and torch.get_num_threads() == before
     assert found["ms"] == {"ours": [1000.0, 1000.0], "torch": [1000.0, 1000.0]}
 
 
