@@ -30,6 +30,8 @@ bench: $(VENV)/tools
 	$(BIN)/python -m benchmarks.bench_layer
 	$(BIN)/python -m benchmarks.bench_layer --busy
 	$(BIN)/python -m benchmarks.bench_train
+	$(BIN)/python -m benchmarks.bench_sample
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.report
 
 # On a machine with a GPU, as it is: no network, no environment. GPU="--only layer --shapes 2x512" runs a part.
