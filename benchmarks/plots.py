@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from PIL import Image
 
@@ -132,8 +133,8 @@ def scaling(record: Record) -> Figure | None:
         return None
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(WIDTH, 0.75 + 2.35 * lines), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.09)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.09)
+    figure = Figure(figsize=(WIDTH, 0.75 + 2.35 * lines), layout=layout)
     grid = figure.subplots(lines, columns, squeeze=False).flat
     where = device(record)
     for ax, (name, found, part) in zip(grid, panels, strict=False):
