@@ -152,8 +152,10 @@ def _missing(name: str) -> str | None:
             _modules[name] = importlib.import_module(f"{__name__}.{name}")
         except ImportError as error:
             _reasons[name] = f"not available here: {error.msg.partition(' (')[0]}"
-    module = _modules.get(name)
-    return _reasons[name] if module is None else getattr(module, "unavailable", lambda: None)()
+    if name in _reasons:
+        return _reasons[name]
+    unavailable = getattr(_modules[name], "unavailable", None)
+    return unavailable() if unavailable else None
 
 
 # Tracing must not enter imports. torch.compiler.assume_constant_result does this, but imports the compiler.
