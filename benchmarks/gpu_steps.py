@@ -147,7 +147,7 @@ STEPS = (
     Step("build", "compiles the engine in place, and notes what the figures depend on",
          "benchmarks.gpu_build", 10, 90, 180, needs=("cmake", "ninja")),
     Step("tests", "runs the tests that are marked gpu",
-         "benchmarks.gpu_tests", 30, 90, 150, figures=_tests, wrong=_only_skipped),
+         "benchmarks.gpu_tests", 30, 90, 180, figures=_tests, wrong=_only_skipped),
     Step("barriers", "compiles benchmarks/micro with nvcc and times barriers, hops, L2, mma and launches",
          "benchmarks.gpu_micro", 20, 60, 120, _minutes, ("nvcc", "nvidia-smi"), _barriers, part="micro"),
     Step("layer", "times the layer against cuDNN and others, row by row, parity first",
