@@ -52,7 +52,7 @@ class Run:
             state, took, reason = "not begun", 0.0, f"{max(seconds, 0):.0f} s left, it needs {step.least:.0f}"
         else:
             state, took, reason = self._run(step, seconds)
-        said = {"state": state, "seconds": round(took, 1), "reason": reason, "what": step.what}
+        said = _said(state, took, reason, step)
         self.record["steps"][step.name] = said | {"figures": self._read(step, step.figures)}
         write(self.folder / "gpu.json", self.record)
 
@@ -116,7 +116,10 @@ def run(steps: Sequence[Step], now: Run, missing: str) -> bool:
     try:
         for k, step in enumerate(steps):
             print(f"[{now.left:4.0f} s left] {step.name}: {step.what}", flush=True)
-            now.do(step, steps[k + 1 :], missing)
+            try:
+                now.do(step, steps[k + 1 :], missing)
+            except Exception as error:  # of this program itself: the steps that are left shall not pay for it
+                now.record["steps"][step.name] = _said("failed", 0.0, f"the runner: {error!r}", step)
             said = now.record["steps"][step.name]
             print(f"    {said['state']} after {said['seconds']:.0f} s {said['reason']}", flush=True)
     except KeyboardInterrupt:
@@ -126,6 +129,10 @@ def run(steps: Sequence[Step], now: Run, missing: str) -> bool:
         print(table(steps, now.record), flush=True)
     done = [said["state"] for said in now.record["steps"].values()]
     return "failed" not in done and len(done) == len(steps)
+
+
+def _said(state: str, seconds: float, reason: str, step: Step) -> Record:
+    return {"state": state, "seconds": round(seconds, 1), "reason": reason, "what": step.what, "figures": []}
 
 
 def table(steps: Sequence[Step], record: Record) -> str:

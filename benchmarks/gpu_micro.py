@@ -37,10 +37,8 @@ def main(out: Path, minutes: float = 1.0) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, command in programs(Path(folder)):
             began = time.monotonic()
-            if began > end:
-                figures, why = [], "not begun: no time left"
-            else:
-                figures, why = run(command, min(PROGRAM_SECONDS, max(5.0, end - began)))
+            seconds = min(PROGRAM_SECONDS, end - began)
+            figures, why = run(command, seconds) if seconds > 1 else ([], "not begun: no time left")
             for figure in figures:
                 print(figure)
                 micro[figure["name"]] = figure

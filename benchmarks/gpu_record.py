@@ -25,13 +25,16 @@ def merge(record: dict[str, Any], part: Path, commit: str = "") -> str:
     except ValueError as error:
         return f"what it wrote is no JSON: {error}"
     part.unlink()
+    if not isinstance(found, dict):
+        return f"what it wrote is no record but a {type(found).__name__}"
     machine = found.pop("machine", None)
     if machine and "machine" not in record:
         if commit and machine.get("commit") in (None, "unknown"):
             machine |= {"commit": commit.removesuffix("-dirty"), "dirty": commit.endswith("-dirty")}
         record["machine"] = machine
     for name, values in found.items():
-        record[name] = record.get(name, {}) | values
+        both = isinstance(values, dict) and isinstance(record.get(name), dict)
+        record[name] = record[name] | values if both else values
     return ""
 
 

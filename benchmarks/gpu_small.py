@@ -11,7 +11,6 @@ from unittest import mock
 import torch
 
 import fusedlstm
-from fusedlstm import backends
 
 NOT_OURS_ON_A_GPU = ("cpu", "torch", "eager")
 # T, B, I, H, layers, both directions, dtype, lengths that differ: all odd; several programs each way.
@@ -27,16 +26,15 @@ def regime(name: str) -> Iterator[None]:
     """Lets one regime of the Triton backend serve what it can, however slow its plan says that it is."""
     from fusedlstm.backends import triton
 
-    def choose(*asked: Any) -> Any:
-        *sizes, device = asked
-        plans = triton.candidates(*sizes, triton._precision(sizes[-1]), triton._card(device))
+    def choose(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device) -> Any:
+        plans = triton.candidates(B, H, D, dtype, triton._precision(dtype), triton._card(device))
         return next((plan for plan in plans if plan.regime == name), plans[0])
 
     with mock.patch.object(triton, "choose", choose):
         yield
 
 
-def run(backend: str, shape: tuple[Any, ...], device: str = "cuda") -> None:
+def run(backend: str, shape: tuple[Any, ...], device: str) -> None:
     """One pass forward and backward.
 
     Raises:
@@ -53,16 +51,20 @@ def run(backend: str, shape: tuple[Any, ...], device: str = "cuda") -> None:
         assert tensor is not None and tensor.isfinite().all()
 
 
-def main() -> None:
-    """Runs all of them and prints what it ran."""
-    usable = [n for n, why in backends.backends().items() if why is None and n not in NOT_OURS_ON_A_GPU]
+def main(device: str = "cuda") -> None:
+    """Runs all of them and prints what it ran.
+
+    Args:
+        device: where.
+    """
+    found = fusedlstm.backends()
+    usable = [name for name, why in found.items() if why is None and name not in NOT_OURS_ON_A_GPU]
     if not usable:
-        raise SystemExit(f"no backend of ours can run here: {backends.backends()}")
+        raise SystemExit(f"no backend of ours can run here: {found}")
     for backend, shape in itertools.product(usable, SHAPES):
         for name in REGIMES if backend == "triton" else ("",):
             with regime(name) if name else nullcontext():
-                run(backend, shape)
-            torch.cuda.synchronize()
+                run(backend, shape, device)
             print(f"passed: {backend} {name} {shape}", flush=True)
 
 

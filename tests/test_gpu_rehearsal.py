@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+import fusedlstm
+
 # Last: an installed fusedlstm stays the one that is tested.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -31,6 +33,7 @@ FAKES = {
     "crash": "print('before'); os.abort()",
     "raises": "out.write_text('{\"layer\": '); raise ValueError('in a word')",
     "unreadable": "out.write_text('[')",
+    "odd": "out.write_text('[]')",
     "stuck": """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])
@@ -96,13 +99,18 @@ def test_a_part_builds_first(capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_that_fails_spoils_no_other(
     fakes: dict[str, Step], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    order = ["crash", "raises", "unreadable", "good"]
-    passed, record = run([fakes[name] for name in order], tmp_path)
+    def broken(asked: Asked) -> dict[str, Any]:
+        raise OSError("no space left")
+
+    mine = replace(fakes["good"], name="mine", arguments=broken)
+    order = ["crash", "raises", "unreadable", "odd", "mine", "good"]
+    passed, record = run([mine if name == "mine" else fakes[name] for name in order], tmp_path)
     steps = record["steps"]
-    assert not passed and [steps[name]["state"] for name in order] == ["failed"] * 3 + ["passed"]
+    assert not passed and [steps[name]["state"] for name in order] == ["failed"] * 5 + ["passed"]
     assert "SIGABRT" in steps["crash"]["reason"]
     assert steps["raises"]["reason"] == "exit code 1: ValueError: in a word"
-    assert "no JSON" in steps["unreadable"]["reason"]
+    assert "no JSON" in steps["unreadable"]["reason"] and "no record but a list" in steps["odd"]["reason"]
+    assert "the runner: OSError" in steps["mine"]["reason"]
     assert record["micro"] == {"x": {"us": 1.5}}
     assert record["machine"] == {"commit": "abc", "dirty": True}
     assert {"before", "======== raises"} <= set((tmp_path / "gpu.log").read_text().splitlines())
@@ -283,10 +291,8 @@ for checked in (True, False):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the kernels are not interpreted")
-@pytest.mark.parametrize("regime", gpu_small.REGIMES)
-@pytest.mark.parametrize("shape", gpu_small.SHAPES, ids=lambda shape: str(shape[3]))
 def test_what_the_sanitizer_watches_runs(
-    monkeypatch: pytest.MonkeyPatch, regime: str, shape: tuple[Any, ...]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install triton")
     import triton_on_cpu  # noqa: F401, since it mends the interpreter
@@ -295,8 +301,16 @@ def test_what_the_sanitizer_watches_runs(
 
     monkeypatch.setattr(triton, "DEVICES", {"cpu"})
     monkeypatch.setattr(triton, "_card", lambda device: Card(132, 227 << 10))
-    with gpu_small.regime(regime):
-        gpu_small.run("triton", shape, "cpu")
+    monkeypatch.setattr(fusedlstm, "backends", lambda: {"cpu": None, "triton": None, "absent": "no"})
+    ran, forward = set(), triton.layer.forward
+    monkeypatch.setattr(triton.layer, "forward", lambda plan, *a: ran.add(plan.regime) or forward(plan, *a))
+    gpu_small.main("cpu")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(gpu_small.SHAPES) * len(gpu_small.REGIMES) and ran == set(gpu_small.REGIMES)
+    assert gpu_sanitizer.verdict(0, "\n".join(lines))["passes"] == len(lines)
+    monkeypatch.setattr(fusedlstm, "backends", lambda: {"cpu": None})
+    with pytest.raises(SystemExit, match="no backend of ours"):
+        gpu_small.main()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the kernels are not interpreted")
