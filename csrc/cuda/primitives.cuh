@@ -87,6 +87,9 @@ FUSEDLSTM_DEVICE uint4 load_16_from_l2(const void* p) {
   return v;
 }
 
+// Only brings it there.
+FUSEDLSTM_DEVICE void prefetch_to_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 FUSEDLSTM_DEVICE void store_16_to_l2(void* p, uint4 v) {
   asm volatile("st.global.cg.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
@@ -193,6 +196,35 @@ cudaError_t launch(void (*kernel)(Args), const LaunchShape& shape, cudaStream_t 
     attribute.val.cooperative = 1;
   }
   return cudaLaunchKernelEx(&config, kernel, args);
+}
+
+inline const char* error_words(cudaError_t error) { return cudaGetErrorString(error); }
+
+// Registers and bytes of local memory of a thread, and how many blocks, or clusters of them, the device holds at once.
+template <class Args>
+cudaError_t query(void (*kernel)(Args), int threads, int shared_bytes, int cluster, int* registers, int* local_bytes,
+                  int* blocks, int* clusters) {
+  cudaFuncAttributes found;
+  cudaError_t error = cudaFuncGetAttributes(&found, kernel);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  if (error == cudaSuccess)
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, static_cast<size_t>(shared_bytes));
+  if (error != cudaSuccess) return error;
+  *registers = found.numRegs, *local_bytes = static_cast<int>(found.localSizeBytes), *clusters = 0;
+  if (cluster == 1) return error;
+  if (cluster > 8) error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(cluster);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaOccupancyMaxActiveClusters(clusters, kernel, &config);
 }
 
 }  // namespace fusedlstm::gpu
