@@ -8,10 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .backends import accumulation
+from .backends import accumulation, takes_resets
 
 
-def check(x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor]) -> None:
+def check(
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor],
+    fresh: Tensor | None, backend: str,
+) -> None:  # fmt: skip
     """Raises unless the inputs of a layer fit each other.
 
     Args:
@@ -19,9 +22,11 @@ def check(x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights
         batch_sizes: int64 [T] on the CPU, non-increasing from B, of sum N; None stands for T times B.
         h0: [D, B, P]. c0: [D, B, H].
         weights: per direction w_ih [4H, I], w_hh [4H, P], (b_ih, b_hh [4H]), (w_hr [P, H] unless P == H).
+        fresh: bool [D, N]; None stands for false.
+        backend: the name of the one that is to run.
 
     Raises:
-        RuntimeError: a shape, dtype or device does not fit.
+        RuntimeError: a shape, dtype or device does not fit; the backend takes no reset masks.
         IndexError: ids outside 0 <= id < I.
     """
     hs, cs = h0.shape, c0.shape
@@ -53,6 +58,8 @@ def check(x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights
         _check_batch_sizes(batch_sizes, x.shape[0], B)
     elif x.shape[0] % B if B else x.shape[0]:
         raise RuntimeError(f"x must have T*B rows with B = {B}, got {x.shape[0]}")
+    if fresh is not None:
+        _check_fresh(fresh, D, x.shape[0], device, backend)
 
 
 def check_saved(
@@ -110,6 +117,16 @@ def _check_ids(ids: Tensor, I: int) -> None:  # noqa: E741
         low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high >= I:
             raise IndexError(f"ids must be in 0 <= id < I = {I}, got {low if low < 0 else high}")
+
+
+def _check_fresh(fresh: Tensor, D: int, N: int, device: torch.device, backend: str) -> None:
+    if not takes_resets(backend):
+        raise RuntimeError(f"fresh must be None for backend={backend!r}, which takes no reset masks")
+    if fresh.shape != (D, N) or fresh.dtype != torch.bool or fresh.device != device:
+        raise RuntimeError(
+            f"fresh must be [D, N] = {[D, N]} of torch.bool on {device}, "
+            f"got {list(fresh.shape)} of {fresh.dtype} on {fresh.device}"
+        )
 
 
 def _check_batch_sizes(batch_sizes: Tensor, N: int, B: int) -> None:

@@ -40,12 +40,15 @@ def convert(model: M, *, backend: str = "auto") -> M:
     return _converted(model, backend, done)  # type: ignore[return-value]
 
 
-def explain(module: LSTM | LSTMCell, x: Tensor | PackedSequence) -> str:
+def explain(
+    module: LSTM | LSTMCell, x: Tensor | PackedSequence, resets: Tensor | PackedSequence | None = None
+) -> str:
     """Says which backend runs for an input, and why each other does not.
 
     Args:
         module: an LSTM or LSTMCell of fusedlstm.
         x: an input as its forward takes it; only its shape and dtype count.
+        resets: as its forward takes them; only whether there are any counts.
 
     Returns:
         One line for the call and one for each backend.
@@ -76,8 +79,9 @@ def explain(module: LSTM | LSTMCell, x: Tensor | PackedSequence) -> str:
             B, T = x.shape[:2] if module.batch_first else (x.shape[1], x.shape[0])
     L, bidirectional = getattr(module, "num_layers", 1), getattr(module, "bidirectional", False)
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (rows, *weights))
-    asked = spec(weights, T, B, module.bias, L, bidirectional, ids, isinstance(x, PackedSequence), grad)
-    options = [name for name in ("bias", "ids", "packed", "grad") if getattr(asked, name)]
+    packed = isinstance(x, PackedSequence)
+    asked = spec(weights, T, B, module.bias, L, bidirectional, ids, packed, grad, resets is not None)
+    options = [name for name in ("bias", "ids", "packed", "grad", "resets") if getattr(asked, name)]
     sizes = " ".join(f"{name}={getattr(asked, name)}" for name in ("T", "B", "I", "H", "P", "D", "L"))
     lines = [f"{type(module).__name__}: {str(asked.dtype).removeprefix('torch.')} on {asked.device}, {sizes}"]
     lines[0] += f" ({', '.join(options)})" if options else ""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .backends import Spec, resolve
+from .backends import Spec, resolve, takes_resets
 from .ops import run_layer
+from .resets import dense_rows, fresh_rows, in_pieces, packed_rows, unreadable
 
 States = tuple[Tensor, Tensor]
 
@@ -38,6 +39,7 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     backend: str = "auto",
+    resets: Tensor | PackedSequence | None = None,
 ) -> tuple[Tensor | PackedSequence, States]:
     """Runs a stack of LSTM layers over a batch of sequences.
 
@@ -54,6 +56,9 @@ def lstm(
         bidirectional: D = 2 directions instead of 1.
         batch_first: input and output have B before T; the states do not.
         backend: "auto", or the name of the backend that must serve the call.
+        resets: where sequences start anew, bool [T, B], in the input's layout: the states before that step
+            are zero in all layers, and none crosses the border before it in either direction. For a
+            PackedSequence one of bool with the same lengths and order. None means nowhere.
 
     Returns:
         y [T, B, D*P] in the input's layout, and (h_n [L*D, B, P], c_n [L*D, B, H]).
@@ -75,7 +80,8 @@ def lstm(
             if sorted_indices is not None:
                 hx = hx[0].index_select(1, sorted_indices), hx[1].index_select(1, sorted_indices)
         T, B = len(batch_sizes), int(batch_sizes[0])
-        y, h_n, c_n = _stack(x, batch_sizes, T, B, hx, weights, options, backend)
+        anew = None if resets is None else packed_rows(resets, input)
+        y, h_n, c_n = _stack(x, batch_sizes, T, B, hx, weights, options, backend, anew)
         if unsorted_indices is not None:
             h_n, c_n = h_n.index_select(1, unsorted_indices), c_n.index_select(1, unsorted_indices)
         return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), (h_n, c_n)
@@ -95,7 +101,8 @@ def lstm(
     if T == 0:
         raise RuntimeError("input must have at least one step, got T = 0")
     x = input.reshape(T * B) if ids else input.reshape(T * B, input.shape[2])
-    y, h_n, c_n = _stack(x, None, T, B, hx, weights, options, backend)
+    anew = None if resets is None else dense_rows(resets, T, B, batched, batch_first, x.device)
+    y, h_n, c_n = _stack(x, None, T, B, hx, weights, options, backend, anew)
     if not batched:
         return y, (h_n.squeeze(1), c_n.squeeze(1))
     y = y.view(T, B, y.shape[1])
@@ -157,13 +164,13 @@ def cell_backend(backend: str, weight: Tensor, ids: bool) -> str:
 
 def spec(
     weights: Sequence[Tensor], T: int, B: int, bias: bool, num_layers: int, bidirectional: bool, ids: bool,
-    packed: bool, grad: bool,
+    packed: bool, grad: bool, resets: bool = False,
 ) -> Spec:  # fmt: skip
     """Returns what a call with these weights and sizes asks of a backend, under the present autocast."""
     w_ih, w_hh = weights[0], weights[1]
     return Spec(
         w_ih.device.type, _storage_dtype(w_ih), T, B, w_ih.shape[1], w_ih.shape[0] // 4, w_hh.shape[1],
-        1 + bidirectional, num_layers, bias, ids, packed, grad,
+        1 + bidirectional, num_layers, bias, ids, packed, grad, resets,
     )  # fmt: skip
 
 
@@ -176,9 +183,10 @@ def _stack(
     weights: Sequence[Tensor],
     options: Options,
     backend: str,
+    resets: Tensor | None = None,
     cell: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs all layers on time-major rows [N, I] or ids [N]; hx has B in dimension 1."""
+    """Runs all layers on time-major rows [N, I] or ids [N], resets [N]; hx has B in dimension 1."""
     bias, L, dropout, training, bidirectional = options
     w_ih, w_hh = weights[0], weights[1]
     I, H, P = w_ih.shape[1], w_ih.shape[0] // 4, w_hh.shape[1]  # noqa: E741
@@ -202,7 +210,18 @@ def _stack(
     dtype = _storage_dtype(w_ih) if casts else w_ih.dtype
     # A cache is opaque to tracing, and symbolic sizes do not hash.
     choose = _resolve if torch.compiler.is_compiling() else _resolve_cached
-    name = choose(backend, device, dtype, T, B, I, H, P, D, L, bias, ids, batch_sizes is not None, grad)
+    name = choose(
+        backend, device, dtype, T, B, I, H, P, D, L, bias, ids, batch_sizes is not None, grad,
+        resets is not None, resets is not None and unreadable(resets),
+    )  # fmt: skip
+    fresh = None
+    if resets is not None and B:
+        if not takes_resets(name):
+            return in_pieces(
+                lambda x, sizes, hx: _stack(x, sizes, len(sizes), int(sizes[0]), hx, weights, options, name),
+                x, h0, c0, resets, batch_sizes, D,
+            )  # fmt: skip
+        fresh = fresh_rows(resets, batch_sizes, B, D)
     if name == "torch":
         # Tensors as they came: under autocast torch casts by its own rules.
         if cell:
@@ -216,14 +235,14 @@ def _stack(
         x = x if ids else x.to(dtype)
         h0, c0, weights = h0.to(dtype), c0.to(dtype), [w.to(dtype) for w in weights]
     if L == 1:
-        return run_layer(x, batch_sizes, h0, c0, weights, grad, name)[:3]
+        return run_layer(x, batch_sizes, h0, c0, weights, grad, name, fresh)[:3]
     hs, cs, count = [], [], len(weights) // L
     for layer in range(L):
         if layer and dropout and training:
             x = torch.nn.functional.dropout(x, dropout, True)
         states, w = slice(layer * D, layer * D + D), weights[layer * count : (layer + 1) * count]
         save = grad and any(t.requires_grad for t in (x, h0, c0, *w))
-        x, h, c, _, _ = run_layer(x, batch_sizes, h0[states], c0[states], w, save, name)
+        x, h, c, _, _ = run_layer(x, batch_sizes, h0[states], c0[states], w, save, name, fresh)
         hs.append(h)
         cs.append(c)
     return x, torch.cat(hs), torch.cat(cs)

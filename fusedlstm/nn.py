@@ -56,7 +56,10 @@ class LSTM(torch.nn.LSTM):
         self.backend = backend
 
     def forward(  # type: ignore[override]
-        self, input: Tensor | PackedSequence, hx: States | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: States | None = None,
+        resets: Tensor | PackedSequence | None = None,
     ) -> tuple[Tensor | PackedSequence, States]:
         """Runs all layers over a batch of sequences.
 
@@ -64,6 +67,9 @@ class LSTM(torch.nn.LSTM):
             input: [T, B, I], [B, T, I] with batch_first, [T, I] for one sequence, or a PackedSequence; or
                 int64 ids without the last dimension, which stand for one-hot rows of width I.
             hx: first states h0 [L*D, B, P] and c0 [L*D, B, H], without B for one sequence; None means zeros.
+            resets: where sequences start anew, bool [T, B], in the input's layout: the states before that
+                step are zero in all layers, and none crosses the border before it in either direction. For a
+                PackedSequence one of bool with the same lengths and order. None means nowhere.
 
         Returns:
             y [T, B, D*P] in the input's layout, and (h_n [L*D, B, P], c_n [L*D, B, H]).
@@ -85,6 +91,7 @@ class LSTM(torch.nn.LSTM):
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
             backend=self.backend,
+            resets=resets,
         )
 
     def extra_repr(self) -> str:

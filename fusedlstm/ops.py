@@ -1,7 +1,8 @@
 """The ops fusedlstm::layer_fwd and fusedlstm::layer_bwd: one LSTM layer in all its directions.
 
 layer_fwd returns y [N, D*P], h_n [D, B, P], c_n [D, B, H], and for the backward c [D, N, H] and gates [D, N,
-4H]. Rows are time-major and packed as in PackedSequence. backends/eager.py states the same contract in plain
+4H]. Rows are time-major and packed as in PackedSequence; fresh [D, N] says which start from states of zero.
+backends/eager.py states the same contract in plain
 torch, and takes the op's place where derivatives beyond the first are asked for, or tangents travel forward.
 
 The autograd kernels are our own because torch.library.register_autograd makes ops that torch.func refuses.
@@ -23,13 +24,15 @@ from .backends import accumulation, load
 
 _lib = torch.library.Library("fusedlstm", "DEF")
 _lib.define(
-    "layer_fwd(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor c0, Tensor[] weights, bool save, str backend)"
+    "layer_fwd(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor c0, Tensor[] weights, bool save, str backend,"
+    " Tensor? fresh=None)"
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor c, Tensor gates)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _lib.define(
     "layer_bwd(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor? batch_sizes, Tensor h0, Tensor c0,"
-    " Tensor[] weights, Tensor y, Tensor c, Tensor gates, bool needs_dx, bool needs_dw, str backend)"
+    " Tensor[] weights, Tensor y, Tensor c, Tensor gates, bool needs_dx, bool needs_dw, str backend,"
+    " Tensor? fresh=None)"
     " -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -48,12 +51,13 @@ def run_layer(
     weights: Sequence[Tensor],
     save: bool,
     backend: str,
+    fresh: Tensor | None,
 ) -> Forward:
     """Calls layer_fwd, past its autograd kernel (3 us in Python) where nothing can ask for a derivative."""
     if save or torch.compiler.is_compiling() or forward_ad._current_level >= 0:
-        return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend)
+        return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend, fresh)
     with torch._C._AutoDispatchBelowAutograd():
-        return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend)
+        return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend, fresh)
 
 
 @torch.library.impl(_lib, "layer_fwd", "CompositeExplicitAutograd")
@@ -65,8 +69,9 @@ def _layer_fwd(
     weights: Sequence[Tensor],
     save: bool,
     backend: str,
+    fresh: Tensor | None = None,
 ) -> Forward:
-    contract.check(x, batch_sizes, h0, c0, weights)
+    contract.check(x, batch_sizes, h0, c0, weights, fresh, backend)
     return _without_autocast(
         load(backend).layer_forward,
         h0.device.type,
@@ -76,13 +81,17 @@ def _layer_fwd(
         c0.contiguous(),
         [w.contiguous() for w in weights],
         save,
+        *_masks(fresh),
     )
 
 
 @torch.library.impl(_lib, "layer_bwd", "CompositeExplicitAutograd")
-def _layer_bwd(*args: Any) -> Backward:
-    dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, c, gates, needs_dx, needs_dw, backend = args
-    contract.check(x, batch_sizes, h0, c0, weights)
+def _layer_bwd(
+    dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, x: Tensor, batch_sizes: Tensor | None,
+    h0: Tensor, c0: Tensor, weights: Sequence[Tensor], y: Tensor, c: Tensor, gates: Tensor, needs_dx: bool,
+    needs_dw: bool, backend: str, fresh: Tensor | None = None,
+) -> Backward:  # fmt: skip
+    contract.check(x, batch_sizes, h0, c0, weights, fresh, backend)
     contract.check_saved(dy, dh_n, dc_n, h0, c0, y, c, gates, x.shape[0])
     return _without_autocast(
         load(backend).layer_backward,
@@ -98,7 +107,13 @@ def _layer_bwd(*args: Any) -> Backward:
         gates.contiguous(),
         needs_dx,
         needs_dw,
+        *_masks(fresh),
     )
+
+
+def _masks(fresh: Tensor | None) -> list[Tensor]:
+    """The last argument of a backend that takes reset masks; others are not given one."""
+    return [] if fresh is None else [fresh.contiguous()]
 
 
 def _without_autocast(function: Callable[..., Any], device: str, *args: Any) -> Any:
@@ -111,7 +126,7 @@ def _without_autocast(function: Callable[..., Any], device: str, *args: Any) -> 
 
 @torch.library.register_fake("fusedlstm::layer_fwd", lib=_lib)
 def _layer_fwd_fake(*args: Any) -> Forward:
-    x, _, h0, c0, _, save, _ = args
+    x, _, h0, c0, _, save, *_ = args
     (D, _, P), H, N = h0.shape, c0.shape[2], x.shape[0]
     return (
         h0.new_empty((N, D * P)),
@@ -124,7 +139,7 @@ def _layer_fwd_fake(*args: Any) -> Forward:
 
 @torch.library.register_fake("fusedlstm::layer_bwd", lib=_lib)
 def _layer_bwd_fake(*args: Any) -> Backward:
-    _, _, _, x, _, h0, c0, weights, _, _, _, needs_dx, needs_dw, _ = args
+    _, _, _, x, _, h0, c0, weights, _, _, _, needs_dx, needs_dw, *_ = args
     return (
         h0.new_empty(x.shape if needs_dx and x.is_floating_point() else 0),
         h0.new_empty(h0.shape),
@@ -138,8 +153,8 @@ class _Layer(_SingleLevelFunction):
 
     @staticmethod
     def forward(ctx: Any, call: Any, backend: str, *tensors: Any) -> Forward:  # type: ignore[override]
-        x, batch_sizes, h0, c0, *weights = tensors
-        y, h_n, c_n, c, gates = call(x, batch_sizes, h0, c0, weights, True, backend)
+        x, batch_sizes, fresh, h0, c0, *weights = tensors
+        y, h_n, c_n, c, gates = call(x, batch_sizes, h0, c0, weights, True, backend, fresh)
         ctx.save_for_backward(*tensors, y, c, gates)
         ctx.mark_non_differentiable(c, gates)
         ctx.set_materialize_grads(False)
@@ -148,16 +163,29 @@ class _Layer(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, *doutputs: Tensor | None) -> tuple:  # type: ignore[override]
-        x, batch_sizes, h0, c0, *weights, y, c, gates = ctx.saved_tensors
-        _, _, needs_dx, _, _, _, *needs_dweights = ctx.needs_input_grad
+        x, batch_sizes, fresh, h0, c0, *weights, y, c, gates = ctx.saved_tensors
+        _, _, needs_dx, _, _, _, _, *needs_dweights = ctx.needs_input_grad
         needs_dw = any(needs_dweights)
         dx, dh0, dc0, dweights = layer_bwd(
-            *doutputs[:3], x, batch_sizes, h0, c0, weights, y, c, gates, needs_dx, needs_dw, ctx.backend
+            *doutputs[:3],
+            x,
+            batch_sizes,
+            h0,
+            c0,
+            weights,
+            y,
+            c,
+            gates,
+            needs_dx,
+            needs_dw,
+            ctx.backend,
+            fresh,
         )
         return (
             None,
             None,
             dx if needs_dx else None,
+            None,
             None,
             dh0,
             dc0,
@@ -170,10 +198,10 @@ class _LayerBackward(_SingleLevelFunction):
 
     @staticmethod
     def forward(ctx: Any, call: Any, args: tuple, *tensors: Any) -> tuple:  # type: ignore[override]
-        dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights = tensors
+        dy, dh_n, dc_n, x, batch_sizes, fresh, h0, c0, *weights = tensors
         y, c, gates, needs_dx, needs_dw, backend = args
         dx, dh0, dc0, dweights = call(
-            dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, c, gates, needs_dx, needs_dw, backend
+            dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, y, c, gates, needs_dx, needs_dw, backend, fresh
         )
         ctx.save_for_backward(*tensors)
         ctx.wanted = needs_dx, needs_dw
@@ -181,21 +209,23 @@ class _LayerBackward(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple:  # type: ignore[override]
-        dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights = ctx.saved_tensors
+        dy, dh_n, dc_n, x, batch_sizes, fresh, h0, c0, *weights = ctx.saved_tensors
         eager = load("eager")
         named = {"dy": dy, "dh_n": dh_n, "dc_n": dc_n, "x": x, "h0": h0, "c0": c0}
         inputs = {name: t for name, t in named.items() if t is not None and t.is_floating_point()}
 
         def first(inputs: dict[str, Tensor], weights: list[Tensor]) -> tuple:
             forward = inputs.get("x", x), batch_sizes, inputs["h0"], inputs["c0"], weights
-            y, _, _, c, gates = eager.layer_forward(*forward, True)
+            y, _, _, c, gates = eager.layer_forward(*forward, True, fresh)
             doutputs = (inputs.get(name) for name in ("dy", "dh_n", "dc_n"))
-            dx, dh0, dc0, dweights = eager.layer_backward(*doutputs, *forward, y, c, gates, *ctx.wanted)
+            dx, dh0, dc0, dweights = eager.layer_backward(
+                *doutputs, *forward, y, c, gates, *ctx.wanted, fresh
+            )
             return dx, dh0, dc0, *dweights
 
         ddinputs, ddweights = torch.func.vjp(first, inputs, weights)[1](cotangents)
         dd = [ddinputs.get(name) for name in named]
-        return None, None, *dd[:4], None, *dd[4:], *ddweights
+        return None, None, *dd[:4], None, None, *dd[4:], *ddweights
 
 
 def _apply(function: type[_SingleLevelFunction], op: Any, keyset: Any, *args: Any) -> tuple:
@@ -224,26 +254,33 @@ def _needs_grad(tensors: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _layer_fwd_autograd(keyset: Any, *args: Any) -> Forward:
-    x, batch_sizes, h0, c0, weights, save, backend = args
+def _layer_fwd_autograd(
+    keyset: Any, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor],
+    save: bool, backend: str, fresh: Tensor | None = None,
+) -> Forward:  # fmt: skip
     tensors = (x, h0, c0, *weights)
     if _has_tangent(tensors):
-        return load("eager").layer_forward(x, batch_sizes, h0, c0, weights, save)
+        return load("eager").layer_forward(x, batch_sizes, h0, c0, weights, save, fresh)
     if _needs_grad(tensors):
-        return _apply(_Layer, layer_fwd, keyset, backend, x, batch_sizes, h0, c0, *weights)
-    return _below_autograd(layer_fwd, keyset, *args)
+        return _apply(_Layer, layer_fwd, keyset, backend, x, batch_sizes, fresh, h0, c0, *weights)
+    return _below_autograd(layer_fwd, keyset, x, batch_sizes, h0, c0, weights, save, backend, fresh)
 
 
-def _layer_bwd_autograd(keyset: Any, *args: Any) -> Backward:
-    dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights, *rest = args
+def _layer_bwd_autograd(
+    keyset: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, x: Tensor,
+    batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], y: Tensor, c: Tensor,
+    gates: Tensor, needs_dx: bool, needs_dw: bool, backend: str, fresh: Tensor | None = None,
+) -> Backward:  # fmt: skip
+    inputs = dy, dh_n, dc_n, x, batch_sizes, h0, c0, weights
+    rest = y, c, gates, needs_dx, needs_dw
     tensors = (dy, dh_n, dc_n, x, h0, c0, *weights)
     if _has_tangent(tensors):
-        return load("eager").layer_backward(*args[:-1])
+        return load("eager").layer_backward(*inputs, *rest, fresh)
     if _needs_grad(tensors):
-        tensors = (dy, dh_n, dc_n, x, batch_sizes, h0, c0, *weights)
-        dx, dh0, dc0, *dweights = _apply(_LayerBackward, layer_bwd, keyset, rest, *tensors)
+        saved = (dy, dh_n, dc_n, x, batch_sizes, fresh, h0, c0, *weights)
+        dx, dh0, dc0, *dweights = _apply(_LayerBackward, layer_bwd, keyset, (*rest, backend), *saved)
         return dx, dh0, dc0, dweights
-    return _below_autograd(layer_bwd, keyset, *args)
+    return _below_autograd(layer_bwd, keyset, *inputs, *rest, backend, fresh)
 
 
 _lib.impl("layer_fwd", _layer_fwd_autograd, "Autograd", with_keyset=True)

@@ -10,8 +10,9 @@ One direction of one layer, over T steps of B sequences. For each step t, with s
 
 A reversed direction takes t from T-1 down to 0, and h_{t-1}, c_{t-1} are then the states of t+1. A sequence
 of fewer than T steps keeps its state where it has no input, and its y is zero there: so a reversed direction
-starts at its own last step. A layer's y [T, B, D*P] has its directions side by side and, multiplied by a
-dropout mask, feeds the next layer.
+starts at its own last step. Where resets[t, b] is true, sequence b starts anew at t: a border lies between
+t-1 and t, and the states that would cross it, in either direction, are zero. A layer's y [T, B, D*P] has its
+directions side by side and, multiplied by a dropout mask, feeds the next layer.
 
 The gradients of a scalar follow from those of y, h_n and c_n. With dh and dc the gradients that reach h_t and
 c_t from later steps, for each step in the opposite order:
@@ -22,6 +23,8 @@ c_t from later steps, for each step in the opposite order:
     dz_g = dc * i * (1-g^2)      dz_o = dm * tanh(c_t) * o(1-o)
     dW_ih += dz^T x_t    dW_hh += dz^T h_{t-1}    db_ih, db_hh += sum over B of dz    dW_hr += dh^T m_t
     dx_t = dz W_ih       dh = dz W_hh             dc = dc * f
+
+and where the state before a step was made zero, dh and dc are zero after it.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ class Tape(NamedTuple):
     weights: Weights
     steps: Sequence[int]  # in the order they were taken
     alive: Array  # [T, B, 1] whether the sequence has this step
+    fresh: Array  # [T, B, 1] whether the states before this step are zero
     x: Array  # [T, B, I] or ids [T, B]
     h_prev: Array  # [T, B, P] the state each step started from
     c_prev: Array  # [T, B, H]
@@ -93,6 +97,7 @@ def forward(
     bidirectional: bool = False,
     lengths: Sequence[int] | None = None,
     masks: Sequence[Array] | None = None,
+    resets: Array | None = None,
 ) -> Result:
     """Runs a stack of layers.
 
@@ -106,6 +111,8 @@ def forward(
         bidirectional: D = 2.
         lengths: steps of each sequence [B], at most T; None means T.
         masks: dropout, L-1 factors [T, B, D*P] for the outputs that feed another layer; None means ones.
+        resets: whether each sequence starts anew at each step [T, B]; None means nowhere. What it has beyond
+            a sequence's length does not count.
 
     Returns:
         y [T, B, D*P], h_n [L*D, B, P], c_n [L*D, B, H] and the tapes that backward takes.
@@ -117,12 +124,17 @@ def forward(
     h0 = np.zeros((num_layers * D, B, P)) if h0 is None else h0
     c0 = np.zeros((num_layers * D, B, H)) if c0 is None else c0
     alive = np.arange(T)[:, None] < np.asarray([T] * B if lengths is None else lengths)
+    borders = np.zeros((T + 1, B), bool)  # between t-1 and t
+    borders[:T] = False if resets is None else resets & alive
     h_n, c_n, tapes = [], [], []
     for layer in range(num_layers):
         outputs = []
         for k in range(layer * D, layer * D + D):
             steps = range(T) if k % D == 0 else range(T - 1, -1, -1)
-            y, h, c, tape = _forward(directions[k], x, h0[k], c0[k], steps, alive[:, :, None])
+            fresh = borders[:-1] if k % D == 0 else borders[1:]
+            y, h, c, tape = _forward(
+                directions[k], x, h0[k], c0[k], steps, alive[:, :, None], fresh[:, :, None]
+            )
             outputs.append(y)
             h_n.append(h)
             c_n.append(c)
@@ -164,12 +176,13 @@ def backward(result: Result, dy: Array, dh_n: Array, dc_n: Array) -> Gradients:
 
 
 def _forward(
-    w: Weights, x: Array, h: Array, c: Array, steps: Sequence[int], alive: Array
+    w: Weights, x: Array, h: Array, c: Array, steps: Sequence[int], alive: Array, fresh: Array
 ) -> tuple[Array, Array, Array, Tape]:
     T, (B, P), H = len(steps), h.shape, c.shape[1]
     y, h_prev = np.zeros((T, B, P)), np.zeros((T, B, P))
     c_prev, c_all, gates = np.zeros((T, B, H)), np.zeros((T, B, H)), np.zeros((T, 4, B, H))
     for t in steps:
+        h, c = np.where(fresh[t], 0, h), np.where(fresh[t], 0, c)
         h_prev[t], c_prev[t] = h, c
         z = (x[t] @ w.w_ih.T if x.ndim == 3 else w.w_ih.T[x[t]]) + h @ w.w_hh.T
         if w.b_ih is not None and w.b_hh is not None:
@@ -181,13 +194,13 @@ def _forward(
         h_t = m if w.w_hr is None else m @ w.w_hr.T
         y[t] = np.where(alive[t], h_t, 0)
         h, c = np.where(alive[t], h_t, h), np.where(alive[t], c_all[t], c)
-    return y, h, c, Tape(w, steps, alive, x, h_prev, c_prev, gates, c_all)
+    return y, h, c, Tape(w, steps, alive, fresh, x, h_prev, c_prev, gates, c_all)
 
 
 def _backward(
     tape: Tape, dy: Array, dh_next: Array, dc_next: Array
 ) -> tuple[Array | None, Array, Array, list[Array]]:
-    w, steps, alive, x, h_prev, c_prev, gates, c_all = tape
+    w, steps, alive, fresh, x, h_prev, c_prev, gates, c_all = tape
     ids = x.ndim == 2
     dx = None if ids else np.zeros_like(x, dtype=np.float64)
     dw_ih, dw_hh, db = np.zeros_like(w.w_ih), np.zeros_like(w.w_hh), np.zeros(len(w.w_ih))
@@ -219,8 +232,8 @@ def _backward(
         else:
             dw_ih += dz.T @ x[t]
             dx[t] = dz @ w.w_ih
-        dh_next = np.where(alive[t], dz @ w.w_hh, dh_next)
-        dc_next = np.where(alive[t], dc * f, dc_next)
+        dh_next = np.where(fresh[t], 0, np.where(alive[t], dz @ w.w_hh, dh_next))
+        dc_next = np.where(fresh[t], 0, np.where(alive[t], dc * f, dc_next))
     dweights = (
         [dw_ih, dw_hh] + ([] if w.b_ih is None else [db, db.copy()]) + ([] if dw_hr is None else [dw_hr])
     )

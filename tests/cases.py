@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ class Case:
     batch_first: bool = False
     hx: bool = True
     strided: bool = False
+    resets: bool = False
 
     @property
     def D(self) -> int:
@@ -54,6 +56,18 @@ class Case:
         lengths = sorted((1 + (5 * b + self.T - 1) % self.T for b in range(self.B)), reverse=True)
         return lengths if self.packed == "sorted" else lengths[1:] + lengths[:1]
 
+    @property
+    def borders(self) -> list[list[int]]:
+        """The steps at which each sequence starts anew: all kinds by turns."""
+        kinds = [
+            lambda n: {0, n // 2, n - 1},
+            lambda n: set(),
+            lambda n: {n - 1},
+            lambda n: {1, 2, 3} & set(range(n)),  # several in a row
+            lambda n: set(range(n)),
+        ]
+        return [sorted(kinds[b % 5](n)) if self.resets else [] for b, n in enumerate(self.lengths)]
+
     def options(self) -> dict[str, Any]:
         return {
             "num_layers": self.L, "bias": self.bias, "bidirectional": self.bi, "proj_size": self.proj,
@@ -63,14 +77,14 @@ class Case:
     def spec(self, dtype: torch.dtype) -> Spec:
         return Spec(
             "cpu", dtype, self.T, self.B, self.I, self.H, self.P, self.D, self.L, self.bias, self.ids,
-            bool(self.packed), True,
+            bool(self.packed), True, self.resets,
         )  # fmt: skip
 
     def __str__(self) -> str:
         flags = {
             f"L{self.L}": self.L > 1, "nobias": not self.bias, "bi": self.bi, f"proj{self.proj}": self.proj,
             self.packed: self.packed, "ids": self.ids, "batchfirst": self.batch_first, "nohx": not self.hx,
-            "strided": self.strided,
+            "strided": self.strided, "resets": self.resets,
         }  # fmt: skip
         return "-".join(
             [f"T{self.T}-B{self.B}-I{self.I}-H{self.H}", *(name for name, on in flags.items() if on)]
@@ -114,6 +128,17 @@ CASES = [
     Case(7, 5, 9, 33, proj=5),
     Case(33, 2, 5, 16, L=2, bi=True, proj=3),
     Case(7, 5, 9, 33, bias=False, proj=32, packed="unsorted"),
+    Case(1, 5, 4, 3, bi=True, resets=True),
+    Case(33, 1, 7, 16, resets=True),
+    Case(7, 17, 9, 33, resets=True),
+    Case(7, 5, 5, 33, L=2, bi=True, resets=True),
+    Case(7, 5, 6, 16, L=2, bi=True, batch_first=True, strided=True, resets=True),
+    Case(7, 5, 9, 33, hx=False, resets=True),
+    Case(33, 17, 5, 16, packed="unsorted", resets=True),
+    Case(7, 17, 6, 33, bi=True, packed="sorted", resets=True),
+    Case(7, 5, 12, 16, L=2, bi=True, ids=True, resets=True),
+    Case(7, 5, 9, 33, ids=True, bias=False, packed="unsorted", resets=True),
+    Case(7, 5, 9, 33, bi=True, proj=5, packed="unsorted", resets=True),
 ]
 
 
@@ -137,6 +162,7 @@ class Data:
     dy: Tensor
     dh_n: Tensor
     dc_n: Tensor
+    resets: Tensor
 
     def to(self, device: torch.device) -> Data:
         """The same on a device."""
@@ -154,12 +180,16 @@ def data(case: Case, dtype: torch.dtype) -> Data:
     module = torch.nn.LSTM(case.I, case.H, **case.options())
     weights = {name: normal(*w.shape) / case.H**0.5 for name, w in module.named_parameters()}
     states = case.L * case.D
+    resets = torch.zeros(case.T, case.B, dtype=torch.bool)
+    for b, (steps, length) in enumerate(zip(case.borders, case.lengths, strict=True)):
+        resets[steps, b] = True
+        resets[length:, b] = case.resets  # where a sequence has ended nothing starts
     ids = torch.randint(case.I, (case.T, case.B), generator=random)
     # A scale of each its own, so that no gradient hides behind a larger one.
     return Data(
         ids if case.ids else normal(case.T, case.B, case.I), normal(states, case.B, case.P) * case.hx,
         normal(states, case.B, case.H) * case.hx, weights, normal(case.T, case.B, case.D * case.P), 2 *
-        normal(states, case.B, case.P), 3 * normal(states, case.B, case.H),
+        normal(states, case.B, case.P), 3 * normal(states, case.B, case.H), resets,
     )  # fmt: skip
 
 
@@ -175,8 +205,9 @@ def exact(case: Case, dtype: torch.dtype) -> Results:
         for t in (d.x, d.h0, d.c0, d.dy, d.dh_n, d.dc_n, *d.weights.values())
     )
     result = reference.forward(
-        x, weights, h0, c0, num_layers=case.L, bias=case.bias, bidirectional=case.bi, lengths=case.lengths
-    )
+        x, weights, h0, c0, num_layers=case.L, bias=case.bias, bidirectional=case.bi, lengths=case.lengths,
+        resets=d.resets.numpy(),
+    )  # fmt: skip
     dx, dh0, dc0, dweights = reference.backward(result, dy, dh_n, dc_n)
     found = {"y": result.y, "h_n": result.h_n, "c_n": result.c_n}
     found |= {} if dx is None else {"dx": dx}
@@ -209,13 +240,14 @@ def run(module: torch.nn.LSTM, case: Case, one_hot: bool = False) -> Results:
     x, h0, c0, dy = leaves["x"], leaves["h0"], leaves["c0"], d.dy
     if case.strided:
         x, h0, c0, dy = (_strided(t) for t in (x, h0, c0, dy))
-    input: Any = x.transpose(0, 1) if case.batch_first else x
-    if case.packed:
-        input = pack_padded_sequence(x, torch.tensor(case.lengths), enforce_sorted=case.packed == "sorted")
-    y, (h_n, c_n) = module(input, (h0, c0) if case.hx else None)
-    if isinstance(y, PackedSequence):
-        y = pad_packed_sequence(y)[0]
-    y = y.transpose(0, 1) if case.batch_first else y
+    if case.resets and not isinstance(module, fusedlstm.LSTM):
+        y, (h_n, c_n) = _piece_by_piece(module, case, x, h0, c0)
+    else:
+        given = [_laid_out(case, t) for t in ([x, d.resets] if case.resets else [x])]
+        y, (h_n, c_n) = module(given[0], (h0, c0) if case.hx else None, *given[1:])
+        if isinstance(y, PackedSequence):
+            y = pad_packed_sequence(y)[0]
+        y = y.transpose(0, 1) if case.batch_first else y
     torch.autograd.backward([y, h_n, c_n], [dy, d.dh_n, d.dc_n])
     found = {"y": y, "h_n": h_n, "c_n": c_n}
     found |= {} if case.ids else {"dx": leaves["x"].grad}
@@ -223,6 +255,38 @@ def run(module: torch.nn.LSTM, case: Case, one_hot: bool = False) -> Results:
     found |= {f"d{name}": w.grad for name, w in module.named_parameters()}
     assert all(t is not None and t.dtype == d.h0.dtype for t in found.values())
     return {name: t.detach().double().cpu().numpy() for name, t in found.items()}
+
+
+def _laid_out(case: Case, t: Tensor) -> Any:
+    """What a module takes, from [T, B, ...]."""
+    if case.packed:
+        return pack_padded_sequence(t, torch.tensor(case.lengths), enforce_sorted=case.packed == "sorted")
+    t = _strided(t) if case.strided and t.dtype == torch.bool else t
+    return t.transpose(0, 1) if case.batch_first else t
+
+
+def _piece_by_piece(
+    module: torch.nn.LSTM, case: Case, x: Tensor, h0: Tensor, c0: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """A module without resets over every piece of every sequence alone."""
+    reverse = (torch.arange(case.L * case.D, device=x.device) % case.D == 1)[:, None]
+    zero_h, zero_c = torch.zeros_like(h0[:, 0]), torch.zeros_like(c0[:, 0])
+    ys, ends = [], []
+    for b, (steps, length) in enumerate(zip(case.borders, case.lengths, strict=True)):
+        bounds = sorted({0, *steps, length})
+        y_b, h_b, c_b = [], zero_h, zero_c
+        for first, end in itertools.pairwise(bounds):
+            # Which directions begin here from the given states, and which end here.
+            begins = torch.where(reverse, end == length, first == 0 and 0 not in steps)
+            stops = torch.where(reverse, first == 0, end == length)
+            hx = torch.where(begins, h0[:, b], zero_h), torch.where(begins, c0[:, b], zero_c)
+            y, (h, c) = module(x[first:end, b], hx)
+            y_b.append(y)
+            h_b, c_b = torch.where(stops, h, h_b), torch.where(stops, c, c_b)
+        ys.append(torch.nn.functional.pad(torch.cat(y_b), (0, 0, 0, case.T - length)))
+        ends.append((h_b, c_b))
+    h_n, c_n = (torch.stack(states, 1) for states in zip(*ends, strict=True))
+    return torch.stack(ys, 1), (h_n, c_n)
 
 
 def assert_close(

@@ -69,6 +69,7 @@ def chosen(dtypes: Sequence[torch.dtype], cases: Sequence[Case]) -> list[tuple[s
 
 
 HALF = [case for case in CASES if case.T in (2, 33) or case.bi][:9]
+HALF.append(Case(7, 5, 12, 16, L=2, bi=True, ids=True, resets=True))
 
 
 @pytest.mark.parametrize(

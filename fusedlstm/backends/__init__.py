@@ -2,8 +2,9 @@
 
 A backend is a module beside this one with `supports(spec)`, `layer_forward` and `layer_backward`, imported
 when it is first asked for. Optional are `unavailable()`: why it can serve no call on this machine;
-`slower(spec)`: where torch was measured faster; `kernel(spec)`: what would run. "torch" is no module: it
-stands for torch's own LSTM, to which fusedlstm.functional hands the whole stack of layers.
+`slower(spec)`: where torch was measured faster; `kernel(spec)`: what would run; `RESETS = True`: the layer's
+two functions take reset masks as a last argument. "torch" is no module: it stands for torch's own LSTM, to
+which fusedlstm.functional hands the whole stack of layers.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Spec:
         ids: the input is int64 ids, which stand for one-hot rows of width I.
         packed: sequences may differ in length.
         grad: a backward pass may follow.
+        resets: sequences may start anew in the middle.
+        unreadable: it cannot be looked up where: see fusedlstm.resets.
     """
 
     device: str
@@ -49,6 +52,8 @@ class Spec:
     ids: bool = False
     packed: bool = False
     grad: bool = False
+    resets: bool = False
+    unreadable: bool = False
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -104,8 +109,20 @@ def resolve(spec: Spec, backend: str) -> str:
 def why_not(spec: Spec, name: str) -> str | None:
     """Returns why a backend cannot serve a call, or None when it can."""
     if name == "torch":
-        return "torch's LSTM takes no ids; give it one-hot rows" if spec.ids else None
-    return _missing(name) or _modules[name].supports(spec)
+        reason = "torch's LSTM takes no ids; give it one-hot rows" if spec.ids else None
+    else:
+        reason = _missing(name) or _modules[name].supports(spec)
+    if reason is None and spec.unreadable and not takes_resets(name):
+        reason = (
+            "takes no reset masks, and sequences cannot be cut while resets have no values to read "
+            "(torch.compile, vmap over them, the meta device)"
+        )
+    return reason
+
+
+def takes_resets(name: str) -> bool:
+    """Whether a backend that is here takes reset masks."""
+    return name != "torch" and getattr(_modules[name], "RESETS", False)
 
 
 def reasons(spec: Spec, backend: str = "auto") -> dict[str, str]:

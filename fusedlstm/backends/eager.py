@@ -6,8 +6,9 @@ Per step t, for the rows that are alive (gate order i, f, g, o):
     c_t = f * c_{t-1} + i * g
     h_t = (o * tanh(c_t)) W_hr^T                                   W_hr only with projection
 
-Arithmetic is float32, or float64 for float64; what is stored has the dtype of the weights. The forward has no
-in-place writes, so that autograd can differentiate through it: the double backward does.
+Where fresh is true, h_{t-1} and c_{t-1} are zeros instead of the states that were. Arithmetic is float32, or
+float64 for float64; what is stored has the dtype of the weights. The forward has no in-place writes, so that
+autograd can differentiate through it: the double backward does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 from torch import Tensor
 
 from . import Spec, accumulation
+
+RESETS = True
 
 
 class _Direction(NamedTuple):
@@ -36,8 +39,9 @@ def supports(spec: Spec) -> str | None:
 
 
 def layer_forward(
-    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool,
+    fresh: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Runs one layer in all its directions.
 
     Args:
@@ -46,6 +50,7 @@ def layer_forward(
         h0: first hidden state [D, B, P]. c0: first cell state [D, B, H].
         weights: per direction w_ih, w_hh, (b_ih, b_hh), (w_hr).
         save: also return what the backward needs.
+        fresh: which rows start from states of zero [D, N], bool; None when none does.
 
     Returns:
         y [N, D*P], h_n [D, B, P], c_n [D, B, H]; c [D, N, H] and activated gates [D, N, 4H], empty unless
@@ -53,7 +58,7 @@ def layer_forward(
     """
     sizes = _sizes(x, batch_sizes, h0)
     outs = [
-        _forward(x, sizes, h0[d], c0[d], direction, reverse=d == 1)
+        _forward(x, sizes, h0[d], c0[d], direction, _fresh_steps(fresh, d, sizes), reverse=d == 1)
         for d, direction in enumerate(_directions(weights, h0, c0))
     ]
     y, h_n, c_n, c, gates = (list(column) for column in zip(*outs, strict=True))
@@ -80,6 +85,7 @@ def layer_backward(
     gates: Tensor,
     needs_dx: bool,
     needs_dw: bool,
+    fresh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of one layer from those of its outputs and what layer_forward saved.
 
@@ -87,6 +93,7 @@ def layer_backward(
         dy, dh_n, dc_n: gradients of y, h_n and c_n; None stands for zeros.
         x, batch_sizes, h0, c0, weights, y, c, gates: inputs and outputs of layer_forward.
         needs_dx, needs_dw: whether those gradients are wanted.
+        fresh: as layer_forward had it.
 
     Returns:
         dx [N, I], dh0 [D, B, P], dc0 [D, B, H] and the list of dweights; empty tensors where not wanted.
@@ -96,12 +103,12 @@ def layer_backward(
     dx: Tensor | None = None
     dh0, dc0, dweights = [], [], []
     for d, direction in enumerate(_directions(weights, h0, c0)):
-        columns = slice(d * P, (d + 1) * P)
+        columns, fresh_steps = slice(d * P, (d + 1) * P), _fresh_steps(fresh, d, sizes)
         dgates, dh, dc, dw_hr = _backward(
             torch.zeros_like(y[:, columns], dtype=acc) if dy is None else dy[:, columns].to(acc),
             torch.zeros_like(h0[d], dtype=acc) if dh_n is None else dh_n[d].to(acc),
             torch.zeros_like(c0[d], dtype=acc) if dc_n is None else dc_n[d].to(acc),
-            sizes, c0[d].to(acc), direction, c[d], gates[d].to(acc), reverse=d == 1,
+            sizes, c0[d].to(acc), direction, c[d], gates[d].to(acc), fresh_steps, reverse=d == 1,
         )  # fmt: skip
         dh0.append(dh)
         dc0.append(dc)
@@ -110,7 +117,7 @@ def layer_backward(
             dx = dx_d if dx is None else dx + dx_d
         if needs_dw:
             h_prev = torch.cat(
-                _previous(y[:, columns].to(acc).split(sizes), h0[d].to(acc), reverse=d == 1)
+                _previous(y[:, columns].to(acc).split(sizes), h0[d].to(acc), fresh_steps, reverse=d == 1)
                 or [h0[d].to(acc)[:0]]
             )
             dweights.append(_input_weight_gradient(dgates, x, direction.w_ih))
@@ -128,19 +135,21 @@ def layer_backward(
 
 
 def _forward(
-    x: Tensor, sizes: list[int], h0: Tensor, c0: Tensor, w: _Direction, reverse: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, sizes: list[int], h0: Tensor, c0: Tensor, w: _Direction, fresh: Sequence[Tensor | None],
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     acc = w.w_hh.dtype
     gx = x.to(acc) @ w.w_ih.t() if x.is_floating_point() else torch.nn.functional.embedding(x, w.w_ih.t())
     for b in w.bias:
         gx = gx + b
     h, c = h0.to(acc), c0.to(acc)
     ys, cs, gates = [], [], []
-    for gx_t in _in_time(gx.split(sizes), reverse):
+    for gx_t, fresh_t in _in_time(list(zip(gx.split(sizes), fresh, strict=True)), reverse):
         n = len(gx_t)
-        i, f, g, o = (gx_t + h[:n] @ w.w_hh.t()).chunk(4, 1)
+        h_prev, c_prev = _unless(fresh_t, h[:n]), _unless(fresh_t, c[:n])
+        i, f, g, o = (gx_t + h_prev @ w.w_hh.t()).chunk(4, 1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        c_t = f * c[:n] + i * g
+        c_t = f * c_prev + i * g
         m = o * c_t.tanh()
         # The next step reads h as it is stored: the backward, which has only y, must see the same numbers.
         h_t = (m if w.w_hr is None else m @ w.w_hr.t()).to(h0.dtype).to(acc)
@@ -154,13 +163,14 @@ def _forward(
 
 def _backward(
     dy: Tensor, dh: Tensor, dc: Tensor, sizes: list[int], c0: Tensor, w: _Direction, c: Tensor, gates: Tensor,
-    reverse: bool,
+    fresh: Sequence[Tensor | None], reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     c_steps = c.split(sizes)
-    steps = zip(dy.split(sizes), gates.split(sizes), c_steps, _previous(c_steps, c0, reverse), strict=True)
+    before = _previous(c_steps, c0, fresh, reverse)
+    steps = zip(dy.split(sizes), gates.split(sizes), c_steps, before, fresh, strict=True)
     dgates = []
     dw_hr = None if w.w_hr is None else torch.zeros_like(w.w_hr)
-    for dy_t, gates_t, c_t, c_prev in _in_time(list(steps), not reverse):
+    for dy_t, gates_t, c_t, c_prev, fresh_t in _in_time(list(steps), not reverse):
         n = len(dy_t)
         i, f, g, o = gates_t.chunk(4, 1)
         tanh_c = c_t.tanh()
@@ -180,18 +190,30 @@ def _backward(
             ),
             1,
         )
-        dh, dc = torch.cat((dgates_t @ w.w_hh, dh[n:])), torch.cat((dc_t * f, dc[n:]))
+        dh = torch.cat((_unless(fresh_t, dgates_t @ w.w_hh), dh[n:]))
+        dc = torch.cat((_unless(fresh_t, dc_t * f), dc[n:]))
         dgates.append(dgates_t)
     return torch.cat(_in_time(dgates, not reverse) or [gates]), dh, dc, dw_hr
 
 
-def _previous(steps: Sequence[Tensor], first: Tensor, reverse: bool) -> list[Tensor]:
+def _previous(
+    steps: Sequence[Tensor], first: Tensor, fresh: Sequence[Tensor | None], reverse: bool
+) -> list[Tensor]:
     """The state before each step, [n_t, width], from the states after it and the first one."""
     state, before = first, []
-    for step in _in_time(list(steps), reverse):
-        before.append(state[: len(step)])
+    for step, fresh_t in _in_time(list(zip(steps, fresh, strict=True)), reverse):
+        before.append(_unless(fresh_t, state[: len(step)]))
         state = torch.cat((step, state[len(step) :]))
     return _in_time(before, reverse)
+
+
+def _unless(fresh: Tensor | None, state: Tensor) -> Tensor:
+    """The state [n, width], or its gradient, and zeros where a row starts anew [n]."""
+    return state if fresh is None else state.masked_fill(fresh[:, None], 0)
+
+
+def _fresh_steps(fresh: Tensor | None, d: int, sizes: list[int]) -> Sequence[Tensor | None]:
+    return [None] * len(sizes) if fresh is None else fresh[d].split(sizes)
 
 
 def _input_weight_gradient(dgates: Tensor, x: Tensor, w_ih: Tensor) -> Tensor:

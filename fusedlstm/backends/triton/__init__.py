@@ -13,6 +13,7 @@ from . import layer
 from .plans import Card, Plan, candidates, card
 
 DEVICES = {"cuda"}
+RESETS = True
 _DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 _CAPABILITY = (8, 0)
 
@@ -49,8 +50,9 @@ def choose(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def layer_forward(
-    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool,
+    fresh: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Runs one layer in all its directions; arguments and results as backends.eager.layer_forward."""
     if x.shape[0] == 0:
         empty = h0.new_empty(0)
@@ -58,12 +60,12 @@ def layer_forward(
     D, B, H = h0.shape
     with torch.cuda.device_of(x):
         chosen = choose(B, H, D, h0.dtype, h0.device)
-        return layer.forward(chosen, _precision(h0.dtype), x, batch_sizes, h0, c0, weights, save)
+        return layer.forward(chosen, _precision(h0.dtype), x, batch_sizes, h0, c0, weights, save, fresh)
 
 
 def layer_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of one layer; arguments and results as backends.eager.layer_backward."""
-    _, dh_n, dc_n, x, _, h0, c0, weights, *_, needs_dw = args
+    _, dh_n, dc_n, x, _, h0, c0, weights, _, _, _, _, needs_dw, *_ = args
     D, B, H = h0.shape
     if x.shape[0] == 0:
         dh0, dc0 = (torch.zeros_like(h) if dh is None else dh.clone() for h, dh in ((h0, dh_n), (c0, dc_n)))

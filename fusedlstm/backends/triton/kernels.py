@@ -13,7 +13,8 @@ those before step t:
     dg = dc_t * i * (1 - g^2)                    do = dh_t * tanh(c_t) * o(1 - o)
     dh <- [di df dg do] W_hh                     dc <- dc_t * f
 
-A sequence that is not alive keeps its states. gx_t is x_t W_ih^T, made before by one product over all steps
+A sequence that is not alive keeps its states. Where a row is fresh, c and h before its step are zero, and so
+are dc and dh after it. gx_t is x_t W_ih^T, made before by one product over all steps
 and kept where the gates are going to be; for ids it is the row of W_ih^T that an id names. Sums, c and
 gates are float32.
 
@@ -125,6 +126,18 @@ def _load_gx(gx_ptr, ids_ptr, start, alive, b, u, H: tl.constexpr, BLOCK_H: tl.c
 
 
 @triton.jit
+def _load_fresh(fresh_ptr, d, N, start, alive, b):
+    """Which sequences [BLOCK_B] start a step from states of zero; none that is not alive."""
+    return tl.load(fresh_ptr + d.to(tl.int64) * N + start + b, mask=b < alive, other=0) != 0
+
+
+@triton.jit
+def _unless(fresh, state):
+    """The state [BLOCK_B, BLOCK_H], or its gradient, and zeros for sequences that start anew."""
+    return tl.where(fresh[:, None], tl.zeros_like(state), state)
+
+
+@triton.jit
 def _arrive(barrier_ptr):
     tl.debug_barrier()  # every thread's stores come before the one thread's release
     tl.atomic_add(barrier_ptr, 1, sem="release", scope="gpu")
@@ -139,11 +152,11 @@ def _wait(barrier_ptr, count):
 
 @triton.jit(do_not_specialize=["T", "B", "N"])
 def lstm_fwd_kernel(
-    gx_ptr, ids_ptr, bias_ptr, w_ptr, hx_ptr, c0_ptr, offsets_ptr, barrier_ptr,
+    gx_ptr, ids_ptr, bias_ptr, w_ptr, hx_ptr, c0_ptr, offsets_ptr, fresh_ptr, barrier_ptr,
     y_ptr, h_n_ptr, c_n_ptr, c_ptr, gates_ptr, T, B, N, gx_stride,
     H: tl.constexpr, SLICES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, IDS: tl.constexpr, BIAS: tl.constexpr,
-    PACKED: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, FRESH: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     part, tile, d, D = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     b = tile * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -168,9 +181,15 @@ def lstm_fwd_kernel(
         bi, bf, bg, bo = _load_gates(bias_ptr + d * 4 * H + u[None, :], _below(u, H, BLOCK_H)[None, :], H)
     start, alive = _step(0, T, B, offsets_ptr, d == 1, PACKED)
     xi, xf, xg, xo = _load_gx(gx_ptr, ids_ptr, start, alive, b, u, H, BLOCK_H, IDS)
+    if FRESH:
+        fresh = _load_fresh(fresh_ptr, d, N, start, alive, b)
     for s in range(T):
         next_start, next_alive = _step(s + 1, T, B, offsets_ptr, d == 1, PACKED)
         ni, nf, ng, no = _load_gx(gx_ptr, ids_ptr, next_start, next_alive, b, u, H, BLOCK_H, IDS)
+        there = b < B
+        if FRESH:
+            h, c, there = _unless(fresh, h), _unless(fresh, c), there & (fresh == 0)
+            fresh = _load_fresh(fresh_ptr, d, N, next_start, next_alive, b)
         if SLICES == 1:
             acc = tl.dot(h, w[0], input_precision=PRECISION)
         else:
@@ -181,7 +200,7 @@ def lstm_fwd_kernel(
                 ph = hx_ptr + (s % 2) * size + (d * B + b)[:, None].to(tl.int64) * H + k[None, :]
                 hk = tl.load(
                     ph,
-                    mask=(b < B)[:, None] & _below(k, H, BLOCK_K)[None, :],
+                    mask=there[:, None] & _below(k, H, BLOCK_K)[None, :],
                     other=0.0,
                     cache_modifier=".cg",
                 )
@@ -210,8 +229,8 @@ def lstm_fwd_kernel(
 
 @triton.jit
 def _load_saved(
-    gates_ptr, c_ptr, c0_ptr, dy_ptr, s, T, B, N, offsets_ptr, b, u, d, D, H: tl.constexpr,
-    BLOCK_H: tl.constexpr, PACKED: tl.constexpr, DY: tl.constexpr,
+    gates_ptr, c_ptr, c0_ptr, dy_ptr, s, T, B, N, offsets_ptr, fresh_ptr, b, u, d, D, H: tl.constexpr,
+    BLOCK_H: tl.constexpr, PACKED: tl.constexpr, FRESH: tl.constexpr, DY: tl.constexpr,
 ):  # fmt: skip
     """What the backward of the s-th step reads: rows, gates, c, the c before and dy."""
     start, alive = _step(s, T, B, offsets_ptr, d == 1, PACKED)
@@ -228,6 +247,8 @@ def _load_saved(
     c_before = tl.load(before, mask=went, other=0.0) + tl.load(c0, mask=live & (went == 0), other=0.0).to(
         tl.float32
     )
+    if FRESH:
+        c_before = _unless(_load_fresh(fresh_ptr, d, N, start, alive, b), c_before)
     dy = tl.zeros_like(c)
     if DY:
         dy = tl.load(dy_ptr + row * (D * H) + d * H + u[None, :], mask=live, other=0.0).to(tl.float32)
@@ -236,11 +257,11 @@ def _load_saved(
 
 @triton.jit(do_not_specialize=["T", "B", "N"])
 def lstm_bwd_kernel(
-    dy_ptr, dh_ptr, dc_ptr, gates_ptr, c_ptr, c0_ptr, w_ptr, offsets_ptr, barrier_ptr, partial_ptr,
-    dgates_ptr, dh0_ptr, dc0_ptr, T, B, N,
+    dy_ptr, dh_ptr, dc_ptr, gates_ptr, c_ptr, c0_ptr, w_ptr, offsets_ptr, fresh_ptr, barrier_ptr,
+    partial_ptr, dgates_ptr, dh0_ptr, dc0_ptr, T, B, N,
     H: tl.constexpr, SLICES: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, PACKED: tl.constexpr, DY: tl.constexpr,
-    PRECISION: tl.constexpr,
+    BLOCK_K: tl.constexpr, CHUNKS: tl.constexpr, PACKED: tl.constexpr, FRESH: tl.constexpr,
+    DY: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     part, tile, d, D = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     b = tile * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -261,8 +282,9 @@ def lstm_bwd_kernel(
     barrier_ptr += tile * D + d
     size = D.to(tl.int64) * B * H
     row, live, i, f, g, o, c, c_before, dy = _load_saved(
-        gates_ptr, c_ptr, c0_ptr, dy_ptr, T - 1, T, B, N, offsets_ptr, b, u, d, D, H, BLOCK_H, PACKED, DY
-    )
+        gates_ptr, c_ptr, c0_ptr, dy_ptr, T - 1, T, B, N, offsets_ptr, fresh_ptr, b, u, d, D, H, BLOCK_H,
+        PACKED, FRESH, DY,
+    )  # fmt: skip
     for step in range(T):
         s = T - 1 - step
         di, df, dg, do, dc_before = _cell_backward(
@@ -272,6 +294,10 @@ def lstm_bwd_kernel(
         di, df, dg, do = di.to(dtype), df.to(dtype), dg.to(dtype), do.to(dtype)
         _store_gates(dgates_ptr + (d.to(tl.int64) * N + row) * (4 * H) + u[None, :], di, df, dg, do, live, H)
         was_live = live
+        if FRESH:
+            start, alive = _step(s, T, B, offsets_ptr, d == 1, PACKED)
+            fresh = _load_fresh(fresh_ptr, d, N, start, alive, b)
+            dc = _unless(fresh, dc)
         if SLICES == 1:
             product = tl.dot(di, w[0], input_precision=PRECISION)
             product = tl.dot(df, w[1], product, input_precision=PRECISION)
@@ -289,8 +315,9 @@ def lstm_bwd_kernel(
                 tl.store(pp, acc, mask=(b < B)[:, None] & _below(k, H, BLOCK_K)[None, :])
             _arrive(barrier_ptr)
         row, live, i, f, g, o, c, c_before, dy = _load_saved(
-            gates_ptr, c_ptr, c0_ptr, dy_ptr, s - 1, T, B, N, offsets_ptr, b, u, d, D, H, BLOCK_H, PACKED, DY
-        )
+            gates_ptr, c_ptr, c0_ptr, dy_ptr, s - 1, T, B, N, offsets_ptr, fresh_ptr, b, u, d, D, H, BLOCK_H,
+            PACKED, FRESH, DY,
+        )  # fmt: skip
         if SLICES > 1:
             _wait(barrier_ptr, (step + 1) * SLICES)
             product = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
@@ -299,16 +326,19 @@ def lstm_bwd_kernel(
                     partial + other * size + state, mask=valid, other=0.0, cache_modifier=".cg"
                 )
         dh = tl.where(was_live, product, dh)
+        if FRESH:
+            dh = _unless(fresh, dh)
     tl.store(dh0_ptr + state, dh.to(dtype), mask=valid)
     tl.store(dc0_ptr + state, dc.to(dtype), mask=valid)
 
 
 @triton.jit(do_not_specialize=["s", "T", "B", "N"])
 def lstm_fwd_step_kernel(
-    gx_ptr, ids_ptr, bias_ptr, w_ptr, hx_ptr, cx_ptr, offsets_ptr, y_ptr, c_ptr, gates_ptr,
+    gx_ptr, ids_ptr, bias_ptr, w_ptr, hx_ptr, cx_ptr, offsets_ptr, fresh_ptr, y_ptr, c_ptr, gates_ptr,
     s, T, B, N, gx_stride,
     H: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, IDS: tl.constexpr,
-    BIAS: tl.constexpr, PACKED: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
+    BIAS: tl.constexpr, PACKED: tl.constexpr, FRESH: tl.constexpr, SAVE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     part, tile, d, D = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
     b = tile * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -319,12 +349,16 @@ def lstm_fwd_step_kernel(
     xi, xf, xg, xo = _load_gx(gx_ptr + d * gx_stride, ids_ptr, start, alive, b, u, H, BLOCK_H, IDS)
     size = D.to(tl.int64) * B * H
     hx = hx_ptr + (s % 2) * size
+    there = b < B
+    if FRESH:
+        fresh = _load_fresh(fresh_ptr, d, N, start, alive, b)
+        there &= fresh == 0
     acc = tl.zeros((BLOCK_B, 4 * BLOCK_H), tl.float32)
     for first in range(0, H, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
         hk = tl.load(
             hx + (d * B + b)[:, None].to(tl.int64) * H + k[None, :],
-            mask=(b < B)[:, None] & _below(k, H, BLOCK_K)[None, :],
+            mask=there[:, None] & _below(k, H, BLOCK_K)[None, :],
             other=0.0,
         )
         pw = w_ptr + (d * 4 + gate[None, :]) * (H * H) + unit[None, :] * H + k[:, None]
@@ -339,6 +373,8 @@ def lstm_fwd_step_kernel(
     valid = (b < B)[:, None] & _below(u, H, BLOCK_H)[None, :]
     live = valid & (b < alive)[:, None]
     c = tl.load(cx_ptr + state, mask=valid, other=0.0)
+    if FRESH:
+        c = _unless(fresh, c)
     i, f, g, o, c_t, h_t = _cell(i, f, g, o, c)
     h = tl.where(live, h_t.to(dtype), tl.load(hx + state, mask=valid, other=0.0))
     tl.store(cx_ptr + state, c_t, mask=live)
@@ -352,9 +388,9 @@ def lstm_fwd_step_kernel(
 
 @triton.jit(do_not_specialize=["s", "T", "B", "N"])
 def lstm_bwd_step_kernel(
-    dy_ptr, dhx_ptr, dcx_ptr, gates_ptr, c_ptr, c0_ptr, w_ptr, offsets_ptr, dgates_ptr, s, T, B, N,
+    dy_ptr, dhx_ptr, dcx_ptr, gates_ptr, c_ptr, c0_ptr, w_ptr, offsets_ptr, fresh_ptr, dgates_ptr, s, T, B, N,
     H: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-    PACKED: tl.constexpr, DY: tl.constexpr, PRECISION: tl.constexpr,
+    PACKED: tl.constexpr, FRESH: tl.constexpr, DY: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The s-th step, from T - 1 down; with s = -1 only dh of the first states, which is left in dhx."""
     part, tile, d, D = tl.program_id(0), tl.program_id(1), tl.program_id(2), tl.num_programs(2)
@@ -377,14 +413,20 @@ def lstm_bwd_step_kernel(
     state = (d * B + b)[:, None].to(tl.int64) * H + u[None, :]
     valid = (b < B)[:, None] & _below(u, H, BLOCK_H)[None, :]
     dh = tl.where((b < alive_after)[:, None], product, tl.load(dhx_ptr + state, mask=valid, other=0.0))
+    if FRESH:
+        dh = _unless(_load_fresh(fresh_ptr, d, N, start_after, alive_after, b), dh)
     tl.store(dhx_ptr + state, dh, mask=valid)
     row, live, i, f, g, o, c, c_before, dy = _load_saved(
-        gates_ptr, c_ptr, c0_ptr, dy_ptr, s, T, B, N, offsets_ptr, b, u, d, D, H, BLOCK_H, PACKED, DY
-    )
+        gates_ptr, c_ptr, c0_ptr, dy_ptr, s, T, B, N, offsets_ptr, fresh_ptr, b, u, d, D, H, BLOCK_H, PACKED,
+        FRESH, DY,
+    )  # fmt: skip
     dc = tl.load(dcx_ptr + state, mask=valid, other=0.0)
     di, df, dg, do, dc_before = _cell_backward(
         dh + dy, dc, i.to(tl.float32), f.to(tl.float32), g.to(tl.float32), o.to(tl.float32), c, c_before
     )
+    if FRESH:
+        start, alive = _step(s, T, B, offsets_ptr, d == 1, PACKED)
+        dc_before = _unless(_load_fresh(fresh_ptr, d, N, start, alive, b), dc_before)
     tl.store(dcx_ptr + state, dc_before, mask=live)
     _store_gates(
         dgates_ptr + (d.to(tl.int64) * N + row) * (4 * H) + u[None, :],

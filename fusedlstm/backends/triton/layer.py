@@ -16,7 +16,7 @@ from .plans import Plan
 
 def forward(
     plan: Plan, precision: str, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor,
-    weights: Sequence[Tensor], save: bool,
+    weights: Sequence[Tensor], save: bool, fresh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Runs one layer as planned; arguments and results as backends.eager.layer_forward."""
     (D, B, H), N = h0.shape, x.shape[0]
@@ -40,11 +40,15 @@ def forward(
         "IDS": ids,
         "BIAS": bias is not None,
         "PACKED": batch_sizes is not None,
+        "FRESH": fresh is not None,
         "SAVE": save,
         "PRECISION": precision,
     }
     source = {"gx_ptr": gx, "ids_ptr": x if ids else offsets, "bias_ptr": w_hh if bias is None else bias}
-    saved = {"offsets_ptr": offsets, "y_ptr": y, "c_ptr": c, "gates_ptr": gates}
+    saved = {
+        "offsets_ptr": offsets, "fresh_ptr": _bytes(fresh, offsets),
+        "y_ptr": y, "c_ptr": c, "gates_ptr": gates,
+    }  # fmt: skip
     if plan.regime == "step":
         cx = c0.to(accumulation(c0.dtype), copy=True)
         for s in range(T):
@@ -62,7 +66,7 @@ def forward(
 def backward(
     plan: Plan, precision: str, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, x: Tensor,
     batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], y: Tensor, c: Tensor,
-    gates: Tensor, needs_dx: bool, needs_dw: bool,
+    gates: Tensor, needs_dx: bool, needs_dw: bool, fresh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:  # fmt: skip
     """Gradients of one layer as planned; arguments and results as backends.eager.layer_backward."""
     (D, B, H), N = h0.shape, x.shape[0]
@@ -71,11 +75,14 @@ def backward(
     dc_n = torch.zeros_like(c0) if dc_n is None else dc_n
     dgates = torch.empty_like(gates)
     offsets, T = _offsets(batch_sizes, N, B, x.device)
-    flags = {"PACKED": batch_sizes is not None, "DY": dy is not None, "PRECISION": precision}
+    flags = {
+        "PACKED": batch_sizes is not None, "FRESH": fresh is not None, "DY": dy is not None,
+        "PRECISION": precision,
+    }  # fmt: skip
     sizes = {"T": T, "B": B, "N": N, "H": H}
     given = {
         "dy_ptr": gates if dy is None else dy, "gates_ptr": gates, "c_ptr": c, "c0_ptr": c0, "w_ptr": w_hh,
-        "offsets_ptr": offsets, "dgates_ptr": dgates,
+        "offsets_ptr": offsets, "fresh_ptr": _bytes(fresh, offsets), "dgates_ptr": dgates,
     }  # fmt: skip
     if plan.regime == "step":
         dh, dc = (t.to(accumulation(t.dtype), copy=True) for t in (dh_n, dc_n))
@@ -101,9 +108,10 @@ def backward(
     dweights: list[Tensor] = []
     for d in range(D):
         dweights.append(_input_weight_gradient(dgates[d], x, w_ih.shape[2]))
-        dweights.append(
-            dgates[d].t() @ _previous(y[:, d * H : (d + 1) * H], batch_sizes, h0[d], reverse=d == 1)
-        )
+        h_prev = _previous(y[:, d * H : (d + 1) * H], batch_sizes, h0[d], reverse=d == 1)
+        if fresh is not None:
+            h_prev.masked_fill_(fresh[d, :, None], 0)
+        dweights.append(dgates[d].t() @ h_prev)
         if bias is not None:
             db = dgates[d].sum(0, dtype=torch.float32).to(h0.dtype)
             dweights += [db, db.clone()]
@@ -129,6 +137,11 @@ def _offsets(batch_sizes: Tensor | None, N: int, B: int, device: torch.device) -
         return torch.empty(1, dtype=torch.int64, device=device), N // B
     offsets = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
     return offsets.to(device, non_blocking=True), len(batch_sizes)
+
+
+def _bytes(fresh: Tensor | None, unused: Tensor) -> Tensor:
+    """Masks as a kernel reads them; any tensor where there are none."""
+    return unused if fresh is None else fresh.view(torch.uint8)
 
 
 def _grid(plan: Plan, B: int, H: int, D: int) -> tuple[int, int, int]:
