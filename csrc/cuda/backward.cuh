@@ -93,16 +93,18 @@ FUSEDLSTM_KERNEL(THREADS) backward_kernel(BackwardArgs a) {
 #pragma unroll
     for (int i = 0; i < MINE; ++i) {
       const int column = me.column(me.split * MINE + i), b = me.b0 + column;
-      if (!(valid >> i & 1) || b >= here.alive) continue;
+      if (!(valid >> i & 1)) continue;
+      // Also for a sequence that ended before this step: its last one comes next.
+      x.c_before[i] = b < before.alive
+                          ? a.c[(me.d * n.N + before.start + b) * H + me.unit]
+                          : Precision::load(static_cast<const E*>(a.c0)[states + int64_t(column) * H + me.unit]);
+      if (b >= here.alive) continue;
       x.live |= 1u << i;
       x.fresh |= unsigned(is_fresh(n, me.d, here, b)) << i;
       const int64_t row = here.start + b;
       const E* gates = static_cast<const E*>(a.gates) + (me.d * n.N + row) * 4 * H + me.unit;
       for (int g = 0; g < 4; ++g) x.gates[i][g] = gates[int64_t(g) * H];
       x.dy[i] = a.dy ? static_cast<const E*>(a.dy)[row * n.D * H + me.d * H + me.unit] : Precision::store(0.0f);
-      x.c_before[i] = b < before.alive
-                          ? a.c[(me.d * n.N + before.start + b) * H + me.unit]
-                          : Precision::load(static_cast<const E*>(a.c0)[states + int64_t(column) * H + me.unit]);
     }
   };
   Exchange exchange(n, a.mail, me, shared, at, a.k_splits);
