@@ -7,6 +7,9 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 DEMO_RUN := runs/demo
 DEMO_MINUTES ?= 2
 
+# The CUDA kernels take minutes to compile: only for machines that can run them. CONTRIBUTING.md says more.
+export FUSEDLSTM_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
+
 .PHONY: demo test smoke lint bench gpu clean
 
 demo: $(VENV)/library

@@ -52,4 +52,7 @@ class CMakeBuild(build_ext):
             raise CompileError(f"{NEEDS}; what went wrong stands above") from None
 
 
-setup(ext_modules=[CMakeExtension("fusedlstm._C"), CMakeExtension("fusedlstm._cuda", optional=True)], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[CMakeExtension("fusedlstm._C"), CMakeExtension("fusedlstm._cuda", optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)

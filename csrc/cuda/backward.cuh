@@ -34,6 +34,7 @@ FUSEDLSTM_KERNEL(THREADS) backward_kernel(BackwardArgs a) {
   using E = typename Precision::E;
   using Exchange = ExchangeOf<Precision>;
   constexpr int MINE = PER_WARP<KS>;
+  if constexpr (Exchange::CLUSTER && !HAS_CLUSTERS) return;
   const Sizes& n = a.sizes;
   const Place me(n, KS);
   const BackwardShared at = backward_shared<Exchange>(n, sizeof(E), M_REGISTERS, KS, a.k_splits);

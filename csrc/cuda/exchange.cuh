@@ -41,6 +41,7 @@ FUSEDLSTM_DEVICE int tiles_of(const Sizes& n) { return static_cast<int>((n.B + T
 template <class Precision>
 struct BlockForward {
   static constexpr const char* REGIME = "block";
+  static constexpr bool CLUSTER = false;
   static constexpr int H_BUFFERS = 2, STAGES = 0;
   using E = typename Precision::E;
   unsigned char* shared;
@@ -59,6 +60,7 @@ struct BlockForward {
 template <class Precision>
 struct BlockBackward {
   static constexpr const char* REGIME = "block";
+  static constexpr bool CLUSTER = false;
   static constexpr int DGATES_BUFFERS = 1, PIECE_BUFFERS = 1;
   static constexpr bool SUMS = false;
   static FUSEDLSTM_INLINE int sources(const Sizes&, int k_splits) { return k_splits; }
@@ -83,8 +85,6 @@ struct BlockBackward {
 };
 
 // ---- the blocks of a cluster, which lie along x
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 // Two mbarriers, for the odd and the even steps; each phase is over when so many bytes have come.
 struct Arrivals {
@@ -111,6 +111,7 @@ struct Arrivals {
 template <class Precision>
 struct ClusterForward {
   static constexpr const char* REGIME = "cluster";
+  static constexpr bool CLUSTER = true;
   static constexpr int H_BUFFERS = 2, STAGES = 2;
   using E = typename Precision::E;
   const Sizes& n;
@@ -148,6 +149,7 @@ struct ClusterForward {
 template <class Precision>
 struct ClusterBackward {
   static constexpr const char* REGIME = "cluster";
+  static constexpr bool CLUSTER = true;
   static constexpr int DGATES_BUFFERS = 2, PIECE_BUFFERS = 2;
   static constexpr bool SUMS = false;
   static FUSEDLSTM_INLINE int sources(const Sizes& n, int k_splits) { return n.slices * k_splits; }
@@ -178,7 +180,6 @@ struct ClusterBackward {
     for (int source = 0; source < all; ++source) add_pairs<KS>(dh, *from(k, source, me.group), me.split);
   }
 };
-#endif
 
 // ---- the blocks of a cooperative grid
 
@@ -204,6 +205,7 @@ struct Flags {
 template <class Precision>
 struct GridForward {
   static constexpr const char* REGIME = "grid";
+  static constexpr bool CLUSTER = false;
   static constexpr int H_BUFFERS = 1, STAGES = 1;
   using E = typename Precision::E;
   const Sizes& n;
@@ -250,6 +252,7 @@ struct GridForward {
 template <class Precision>
 struct GridBackward {
   static constexpr const char* REGIME = "grid";
+  static constexpr bool CLUSTER = false;
   static constexpr int DGATES_BUFFERS = 1, PIECE_BUFFERS = 0;
   static constexpr bool SUMS = true;
   static FUSEDLSTM_INLINE int sources(const Sizes&, int) { return 0; }

@@ -36,6 +36,7 @@ FUSEDLSTM_KERNEL(THREADS) forward_kernel(ForwardArgs a) {
   using Exchange = ExchangeOf<Precision>;
   using Math = CellMath<Precision>;
   constexpr int MINE = PER_WARP<KS>;
+  if constexpr (Exchange::CLUSTER && !HAS_CLUSTERS) return;
   const Sizes& n = a.sizes;
   const Place me(n, KS);
   const ForwardShared at = forward_shared<Exchange>(n, sizeof(E), K_REGISTERS, KS);

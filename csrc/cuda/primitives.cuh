@@ -110,7 +110,17 @@ FUSEDLSTM_DEVICE void store_release(uint32_t* p, uint32_t v) {
 // An address in the shared memory of any block of the cluster.
 using ClusterAddress = uint32_t;
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool HAS_CLUSTERS = false;  // and kernels that want one end before they use any of these
+FUSEDLSTM_DEVICE void cluster_sync() {}
+FUSEDLSTM_DEVICE ClusterAddress remote(const void*, int) { return 0; }
+FUSEDLSTM_DEVICE void mbarrier_init(uint64_t*, int) {}
+FUSEDLSTM_DEVICE void mbarrier_init_done() {}
+FUSEDLSTM_DEVICE void mbarrier_arrive_expect(uint64_t*, uint32_t) {}
+FUSEDLSTM_DEVICE void mbarrier_wait(uint64_t*, uint32_t) {}
+FUSEDLSTM_DEVICE void store_async(ClusterAddress, uint4, ClusterAddress) {}
+#else
+constexpr bool HAS_CLUSTERS = true;
 FUSEDLSTM_DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\n barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
