@@ -12,8 +12,8 @@ namespace fusedlstm::gpu::shim {
 
 constexpr int kMaxSharedBytes = 227 * 1024;
 constexpr int kMaxCluster = 16;
-constexpr size_t kMaxResidentThreads = 8192;  // of a launch that does not ask for all of its blocks at once
-constexpr int kWatchdogSeconds = 2;
+constexpr size_t kMaxResidentThreads = 8192;        // of a launch that does not ask for all of its blocks at once
+constexpr long kWatchdogNanoseconds = 300'000'000;  // of CPU time
 
 // FUSEDLSTM_KERNEL has the compiler put one nop for each warp that the kernel may have at its entry.
 inline unsigned max_threads_of(const void* kernel) {
@@ -32,7 +32,7 @@ inline void on_signal(int number, siginfo_t* info, void*) {
     const bool stands = current && switches_seen == machine->switches;
     if (current) switches_seen = machine->switches;
     if (!stands) return;
-    fault("spins for seconds without load_acquire or mbarrier_wait");
+    fault("spins: no primitive was called for long, and load_acquire is the one to wait with");
   }
   if (!current) {  // the shim's own fault, or the launching program's: it comes again and kills
     signal(number, SIG_DFL);
@@ -64,7 +64,7 @@ class Signals {
     event.sigev_signo = SIGVTALRM;
     event._sigev_un._tid = static_cast<pid_t>(syscall(SYS_gettid));
     watched_ = timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &watchdog_) == 0;
-    const itimerspec every = {{kWatchdogSeconds, 0}, {kWatchdogSeconds, 0}};
+    const itimerspec every = {{0, kWatchdogNanoseconds}, {0, kWatchdogNanoseconds}};
     if (watched_) timer_settime(watchdog_, 0, &every, nullptr);
   }
   ~Signals() {
