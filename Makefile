@@ -27,7 +27,7 @@ lint: $(VENV)/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f)
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.cu)
 
 bench: $(VENV)/tools
 	$(BIN)/python -m benchmarks.bench_layer
