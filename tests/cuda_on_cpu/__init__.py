@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .build import build, guarded, missing
+from .build import build, build_module, guarded, missing
 
-__all__ = ["build", "guarded", "missing"]
+__all__ = ["build", "build_module", "guarded", "missing"]

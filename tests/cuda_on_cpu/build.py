@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import weakref
 from pathlib import Path
+from types import ModuleType
 
+import pybind11
 import torch
 
 HERE = Path(__file__).resolve().parent
@@ -75,6 +79,41 @@ def build(source: Path, *flags: str) -> ctypes.CDLL:
     library.shim_free.restype = None
     library.shim_free.argtypes = [ctypes.c_void_p]
     return library
+
+
+@functools.cache
+def build_module(*flags: str) -> ModuleType:
+    """fusedlstm._cuda from csrc/cuda, with the shim in place of the hardware.
+
+    Args:
+        flags: for the compiler.
+
+    Raises:
+        RuntimeError: with the compiler's words, where it refuses.
+    """
+    name = "_cuda_on_cpu"
+    sources = [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "cuda" / "bindings.cpp"]
+    includes = [f"-I{HERE}", f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    command = ["g++", *FLAGS, *flags, "-DFUSEDLSTM_HOST_SHIM", f"-DFUSEDLSTM_CUDA_MODULE={name}", *includes]
+    command += ["-isystem", str(headers())]
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / f"{name}.so"
+        objects = [Path(folder) / f"{source.stem}.o" for source in sources]
+        compiling = [
+            subprocess.Popen(
+                [*command, "-c", "-x", "c++", str(source), "-o", str(made)], stderr=subprocess.PIPE, text=True
+            )
+            for source, made in zip(sources, objects, strict=True)
+        ]
+        said = "".join(process.communicate()[1] for process in compiling)
+        if any(process.returncode for process in compiling):
+            raise RuntimeError(f"{' '.join(command)}\n{said}")
+        subprocess.run(["g++", *FLAGS, *map(str, objects), "-o", str(target)], check=True)
+        spec = importlib.util.spec_from_file_location(name, target)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module
 
 
 def guarded(library: ctypes.CDLL, like: torch.Tensor) -> torch.Tensor:

@@ -100,6 +100,8 @@ inline uint4 load_16_from_l2(const void* p, shim::Where where = shim::Where::cur
   return v;
 }
 
+inline void prefetch_to_l2(const void*) {}
+
 inline void store_16_to_l2(void* p, uint4 v, shim::Where where = shim::Where::current()) {
   shim::enter("store_16_to_l2", where);
   shim::store(p, &v, sizeof v);
@@ -122,6 +124,7 @@ inline void store_release(uint32_t* p, uint32_t v, shim::Where where = shim::Whe
 // ---- the cluster
 
 using ClusterAddress = uint32_t;
+constexpr bool HAS_CLUSTERS = true;
 
 inline void cluster_sync(shim::Where where = shim::Where::current()) {
   shim::enter("cluster_sync", where);
@@ -199,6 +202,14 @@ cudaError_t launch(void (*kernel)(Args), const LaunchShape& shape, cudaStream_t,
   return shim::run(
       reinterpret_cast<const void*>(kernel), [&] { kernel(args); }, shape.grid, shape.block, shape.shared_bytes,
       shape.cluster, shape.cooperative);
+}
+
+inline const char* error_words(cudaError_t) { return shim::error; }
+
+// There is no device that could be asked.
+template <class Args>
+cudaError_t query(void (*)(Args), int, int, int, int*, int*, int*, int*) {
+  return cudaErrorNotSupported;
 }
 
 }  // namespace fusedlstm::gpu

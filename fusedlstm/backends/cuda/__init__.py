@@ -44,7 +44,9 @@ def supports(spec: Spec) -> str | None:
     device = torch.device(spec.device)
     for forward in (True, False) if spec.grad else (True,):
         if not plans(forward, spec.B, spec.H, spec.D, spec.dtype, device):
-            return f"H={spec.H} in {spec.dtype} does not fit on this GPU's multiprocessors, D={spec.D} at once"
+            return (
+                f"H={spec.H} in {spec.dtype} does not fit on this GPU's multiprocessors, D={spec.D} at once"
+            )
     return None
 
 

@@ -14,7 +14,11 @@ from dataclasses import dataclass
 
 import torch
 
-TILE, GROUP, WARP = 16, 8, 32  # sequences of a block, hidden units of a group, threads of a warp: as in csrc/cuda
+TILE, GROUP, WARP = (
+    16,
+    8,
+    32,
+)  # sequences of a block, hidden units of a group, threads of a warp: as in csrc/cuda
 PAIRS = TILE // 4  # cells of a lane, before its group shares them
 GROUPS = 15  # of a block at most, when their warps meet: named barriers
 CLOCK_GHZ = 1.755
@@ -130,9 +134,7 @@ def backward_plans(
     return _sorted(found)
 
 
-def _cuts(
-    H: int, precision: str, card: Card, kernels: list[Kernel]
-) -> Iterator[tuple[Kernel, int, int]]:
+def _cuts(H: int, precision: str, card: Card, kernels: list[Kernel]) -> Iterator[tuple[Kernel, int, int]]:
     """Kernels of a precision with numbers of slices and of units of each that a block can have."""
     for kernel in kernels:
         if kernel.precision != precision or (kernel.regime == "cluster" and card.capability < (9, 0)):
@@ -141,7 +143,9 @@ def _cuts(
         if kernel.splits > 1:
             most = min(most, GROUPS * GROUP)
         seen = set()
-        for slices in {"block": (1,), "cluster": CLUSTERS}.get(kernel.regime, range(2, card.multiprocessors + 1)):
+        for slices in {"block": (1,), "cluster": CLUSTERS}.get(
+            kernel.regime, range(2, card.multiprocessors + 1)
+        ):
             least = math.ceil(H / slices)
             # Steps along K take 32 bytes, and each warp of a group as many of them.
             step = next(
