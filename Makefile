@@ -7,6 +7,9 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 DEMO_RUN := runs/demo
 DEMO_MINUTES ?= 2
 
+# The CUDA kernels take minutes to compile: only for machines that can run them. CONTRIBUTING.md says more.
+export FUSEDLSTM_CUDA ?= $(if $(wildcard /dev/nvidia0),AUTO,OFF)
+
 .PHONY: demo test smoke lint bench gpu clean
 
 demo: $(VENV)/library
@@ -24,7 +27,7 @@ lint: $(VENV)/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f)
+	$(BIN)/clang-format --dry-run -Werror $(shell find csrc -type f) $(wildcard tests/cuda_on_cpu/*.h tests/cuda_on_cpu/*.cu)
 
 bench: $(VENV)/tools
 	$(BIN)/python -m benchmarks.bench_layer

@@ -1,5 +1,9 @@
-"""Builds the native engine fusedlstm._C with CMake; everything else is in pyproject.toml."""
+"""Builds fusedlstm._C, and fusedlstm._cuda where nvcc is, with CMake; everything else is in pyproject.toml.
 
+FUSEDLSTM_CUDA (AUTO, ON, OFF) and FUSEDLSTM_CUDA_ARCHITECTURES of the environment are CMake's options of those names.
+"""
+
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +19,16 @@ NEEDS = "fusedlstm's engine is C++20 and needs GCC 11 or newer (CXX names it) an
 class CMakeExtension(Extension):
     """A module that CMakeLists.txt builds and installs into its package."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name, sources=[])
+    def __init__(self, name: str, optional: bool = False) -> None:
+        super().__init__(name, sources=[], optional=optional)
 
 
 class CMakeBuild(build_ext):
     """Configures, builds and installs with CMake where setuptools expects the module."""
 
     def build_extension(self, ext: Extension) -> None:
+        if ext.optional:  # one call builds all
+            return
         source = Path(__file__).parent.resolve()
         build = Path(self.build_temp).resolve() / "cmake"
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -34,6 +40,8 @@ class CMakeBuild(build_ext):
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
+        for option in ("FUSEDLSTM_CUDA", "FUSEDLSTM_CUDA_ARCHITECTURES"):
+            configure += [f"-D{option}={os.environ[option]}"] if option in os.environ else []
         try:
             subprocess.run(["cmake", "-S", source, "-B", build, *configure], check=True)
             subprocess.run(["cmake", "--build", build], check=True)
@@ -44,4 +52,7 @@ class CMakeBuild(build_ext):
             raise CompileError(f"{NEEDS}; what went wrong stands above") from None
 
 
-setup(ext_modules=[CMakeExtension("fusedlstm._C")], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[CMakeExtension("fusedlstm._C"), CMakeExtension("fusedlstm._cuda", optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import torch
 
-NAMES = ("cpu", "triton", "torch", "eager")
+NAMES = ("cpu", "cuda", "triton", "torch", "eager")
 _ORDER = {"cpu": ("cpu", "torch", "eager")}
 _ORDER_ELSEWHERE = ("torch", "eager")
 _modules: dict[str, ModuleType] = {}

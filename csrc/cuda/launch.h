@@ -1,0 +1,39 @@
+// The kernels by number, for whoever calls them: plain C++, without a CUDA header.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "arguments.h"
+
+namespace fusedlstm::gpu {
+
+// A kernel as it was compiled.
+struct Kernel {
+  const char* regime;     // "block", "cluster" or "grid"
+  const char* precision;  // "bfloat16", "float16", "tf32" or "tf32x3"
+  int kept;     // forward: steps along K of W_hh in a warp's registers; backward: matrix tiles of W_hh^T
+  int k_steps;  // backward: steps along K, at most; forward: 0
+  int splits;   // warps that share a group of 8 hidden units
+  int threads;  // at most
+};
+
+// What the driver says of a kernel.
+struct Attributes {
+  int registers, local_bytes, blocks_per_multiprocessor, clusters;  // that are on the device at once; 0: none, or no such thing
+};
+
+const std::vector<Kernel>& forward_kernels();
+const std::vector<Kernel>& backward_kernels();
+
+// Bytes of shared memory of a block.
+int forward_shared_bytes(int kernel, const Sizes& sizes);
+int backward_shared_bytes(int kernel, const Sizes& sizes, int k_splits);
+
+// Launches on the stream, at most so many tiles at once; returns "" or the launch's error.
+std::string run_forward(int kernel, const ForwardArgs& args, int tiles_at_once, void* stream);
+std::string run_backward(int kernel, const BackwardArgs& args, int tiles_at_once, void* stream);
+
+// For blocks of so many threads and bytes, in clusters of so many; an error in words is thrown as std::runtime_error.
+Attributes attributes(bool forward, int kernel, int threads, int shared_bytes, int cluster);
+
+}  // namespace fusedlstm::gpu

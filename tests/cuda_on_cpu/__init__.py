@@ -1,0 +1,7 @@
+"""Runs CUDA kernels on the CPU: the real sources under g++, with shim.h in place of the hardware."""
+
+from __future__ import annotations
+
+from .build import build, build_module, guarded, missing
+
+__all__ = ["build", "build_module", "guarded", "missing"]
