@@ -52,8 +52,18 @@ def spreads(record: Record) -> dict[str, Spread]:
     return found
 
 
+def wrong(record: Record) -> list[str]:
+    """The measurements that have no time since their result was wrong, by "part/row"."""
+    return [
+        f"{part}/{row}"
+        for part in ("layer", "train", "sample")
+        for row, values in record.get(part, {}).items()
+        if not values.get("parity", {}).get("ok", True)
+    ]
+
+
 def table(before: Record, after: Record) -> str:
-    """What both records have, from the most slowed to the most sped up; what one has; the means."""
+    """What both records have, from the most slowed to the most sped up; what one has; wrong ones; the means."""
     a, b = spreads(before), spreads(after)
     changes = sorted((Change(k, a[k], b[k]) for k in a if k in b), key=lambda c: (c.times, c.name))
     machines = before["machine"], after["machine"]
@@ -64,6 +74,9 @@ def table(before: Record, after: Record) -> str:
         for c in changes
     ]
     lines += [f"{k}: only in the {which}" for k, which in _only(a, b, "first") + _only(b, a, "second")]
+    lines += [
+        f"{k}: WRONG RESULT in the {n}" for n, r in (("first", before), ("second", after)) for k in wrong(r)
+    ]
     return "\n".join(lines + means(changes))
 
 

@@ -71,14 +71,17 @@ def measure(
             break
         row = at(base, axis, value)
         with threads(value if axis == "threads" else torch.get_num_threads()):
-            runners = {name: Runner(p, p.context) for name, p in passes(row, contenders).items()}
+            able = {name: c for name, c in contenders.items() if not c.refuses(row)}
+            runners = {name: Runner(p, p.context) for name, p in passes(row, able).items()}
             seconds = min(max(left / (2 * len(contenders)), SECONDS[0]), SECONDS[1])
-            for name, taken in interleave(runners, seconds, device=device).items():
-                found["ms"][name].append(summary(taken)["p50"])
+            taken = interleave(runners, seconds, device=device)
+            for name in contenders:
+                found["ms"][name].append(summary(taken[name])["p50"] if name in taken else None)
         found["values"].append(value)
         if axis == "T":
             for name in contenders:
-                found["peak_bytes"][name].append(memory.peak_bytes(row, contenders[name]))
+                peak = memory.peak_bytes(row, contenders[name]) if name in able else None
+                found["peak_bytes"][name].append(peak)
     if axis != "T":
         del found["peak_bytes"]
     return found
@@ -119,7 +122,10 @@ def main(device: str = "cpu", minutes: float = 3.0, out: Path | None = None) -> 
         found = measure(axis, values, base, deadline, ON[device], device)
         results.add(out, machine, "scaling", axis, found | {"parity": right})
         for name, ms in found["ms"].items():
-            print(f"{axis} {found['values']}: {name} {', '.join(f'{m:.3f}' for m in ms)} ms", flush=True)
+            print(
+                f"{axis} {found['values']}: {name} {', '.join('-' if m is None else f'{m:.3f}' for m in ms)} ms",
+                flush=True,
+            )
     print(f"written to {out}")
 
 

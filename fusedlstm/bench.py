@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fusedlstm.backends import check_name, load, resolve
+from fusedlstm.backends import check_name, kernel, resolve
 from fusedlstm.charlm.settings import COUNT, POSITIVE, CharLMError, Rule, check
 from fusedlstm.convert import explain
 from fusedlstm.functional import spec
@@ -328,8 +328,7 @@ def _backend(bench: Bench, lstm: LSTM) -> str:
         name = resolve(asked, bench.backend)
     except ValueError as error:
         raise CharLMError(f"--{error}") from None
-    kernel = None if name == "torch" else getattr(load(name), "kernel", None)
-    return f"{name}, {kernel(asked)}" if kernel else name
+    return ", ".join(filter(None, (name, kernel(asked, name))))
 
 
 def _error(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> float:

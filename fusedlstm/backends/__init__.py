@@ -108,6 +108,14 @@ def why_not(spec: Spec, name: str) -> str | None:
     return _missing(name) or _modules[name].supports(spec)
 
 
+def kernel(spec: Spec, name: str) -> str | None:
+    """Returns what a backend would run for a call, in its own words; None where it does not tell."""
+    if name == "torch":
+        return None
+    module = load(name)
+    return module.kernel(spec) if hasattr(module, "kernel") else None
+
+
 def reasons(spec: Spec, backend: str = "auto") -> dict[str, str]:
     """Returns for every backend either "runs" or why it does not."""
     found: dict[str, str] = {}
