@@ -58,12 +58,12 @@ def wrong(record: Record) -> list[str]:
         f"{part}/{row}"
         for part in ("layer", "train", "sample")
         for row, values in record.get(part, {}).items()
-        if not values.get("parity", {}).get("ok", True)
+        if "ms" not in values and "ours" not in values.get("skipped", {})
     ]
 
 
 def table(before: Record, after: Record) -> str:
-    """What both records have, from the most slowed to the most sped up; what one has; wrong ones; the means."""
+    """What both have, from the most slowed to the most sped up; what one has; what is wrong; the means."""
     a, b = spreads(before), spreads(after)
     changes = sorted((Change(k, a[k], b[k]) for k in a if k in b), key=lambda c: (c.times, c.name))
     machines = before["machine"], after["machine"]
@@ -74,9 +74,8 @@ def table(before: Record, after: Record) -> str:
         for c in changes
     ]
     lines += [f"{k}: only in the {which}" for k, which in _only(a, b, "first") + _only(b, a, "second")]
-    lines += [
-        f"{k}: WRONG RESULT in the {n}" for n, r in (("first", before), ("second", after)) for k in wrong(r)
-    ]
+    for which, record in (("first", before), ("second", after)):
+        lines += [f"{name}: WRONG RESULT in the {which}" for name in wrong(record)]
     return "\n".join(lines + means(changes))
 
 

@@ -91,9 +91,9 @@ def _layer(layer: dict[str, Record], on: str, pictures: Pictures) -> list[str]:
     parts += [
         "#### Steps and floors",
         "A step is one of T, through all layers. The input products are x·W_ih^T, and with a backward dx and "
-        "dW_ih, as torch.mm computes them; a dash where these alone would take longer. The floor is the time "
-        "that the products' FLOPs need at the measured ceiling, or the bytes that must move at the bandwidth of "
-        "a large copy: the larger of the two. What stays in the caches can be faster than such a copy.",
+        "dW_ih, as torch.mm computes them; a dash where these alone would take longer. The floor is the larger "
+        "of two times: the products' FLOPs at the measured ceiling, the bytes that must move at the bandwidth "
+        "of a large copy. What stays in the caches can be faster than such a copy.",
         tables.table(rows, tables.FLOOR),
     ]
     if tables.has(layer, "cold_ms"):

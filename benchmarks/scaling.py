@@ -116,16 +116,15 @@ def main(device: str = "cpu", minutes: float = 3.0, out: Path | None = None) -> 
     right = parity.check(base, ON[device])
     if not right["ok"]:
         raise SystemExit(f"scaling: the result is wrong at {base}, no time was taken: {right}")
+    contenders = {name: c for name, c in ON[device].items() if name not in right["wrong"]}
     end, todo = time.monotonic() + 60 * minutes, axes(device)
     for k, (axis, values) in enumerate(todo.items()):
         deadline = time.monotonic() + (end - time.monotonic()) / (len(todo) - k)
-        found = measure(axis, values, base, deadline, ON[device], device)
+        found = measure(axis, values, base, deadline, contenders, device)
         results.add(out, machine, "scaling", axis, found | {"parity": right})
         for name, ms in found["ms"].items():
-            print(
-                f"{axis} {found['values']}: {name} {', '.join('-' if m is None else f'{m:.3f}' for m in ms)} ms",
-                flush=True,
-            )
+            times = ", ".join("-" if m is None else f"{m:.3f}" for m in ms)
+            print(f"{axis} {found['values']}: {name} {times} ms", flush=True)
     print(f"written to {out}")
 
 
