@@ -20,6 +20,20 @@ without_onednn: Context = partial(torch.backends.mkldnn.flags, enabled=False, al
 without_cudnn: Context = partial(torch.backends.cudnn.flags, enabled=False)
 
 
+def takes_all(row: Row) -> str:
+    """Refuses nothing. A function and no lambda: contenders are sent to other processes."""
+    return ""
+
+
+def as_it_is(module: Any) -> Any:
+    return module
+
+
+def unserved(device: str, backend: str, row: Row) -> str:
+    """Why a backend of ours cannot take a row, or nothing."""
+    return why_not(asked(row, device), backend) or ""
+
+
 @dataclass(frozen=True)
 class Contender:
     """An LSTM module and the setting in which it runs.
@@ -38,8 +52,8 @@ class Contender:
     lstm: Callable[..., torch.nn.LSTM]
     context: Context = nullcontext
     device: str = "cpu"
-    refuses: Callable[[Row], str] = lambda row: ""
-    wrap: Callable[[Any], Any] = lambda module: module
+    refuses: Callable[[Row], str] = takes_all
+    wrap: Callable[[Any], Any] = as_it_is
     setup_seconds: float = 0.0
 
 
@@ -59,7 +73,7 @@ def _own(device: str, *backends: str) -> dict[str, Contender]:
             f"fusedlstm, {backend}",
             partial(fusedlstm.LSTM, backend=backend),
             device=device,
-            refuses=lambda row, backend=backend: why_not(asked(row, device), backend) or "",
+            refuses=partial(unserved, device, backend),
         )
         for backend in backends
     }

@@ -90,10 +90,10 @@ def _layer(layer: dict[str, Record], on: str, pictures: Pictures) -> list[str]:
         parts.append(_picture(pictures, "grid", "ratio of every row, in order"))
     parts += [
         "#### Steps and floors",
-        "A step is one of T, through all layers. The input products are x·W_ih^T, and with a backward dx and "
-        "dW_ih, as torch.mm computes them; a dash where these alone would take longer. The floor is the larger "
-        "of two times: the products' FLOPs at the measured ceiling, the bytes that must move at the bandwidth "
-        "of a large copy. What stays in the caches can be faster than such a copy.",
+        "A step is one of T, through all layers. The input products are x·W_ih^T, and with a backward dx "
+        "and dW_ih, as torch.mm computes them; a dash where these alone would take longer. The floor is the "
+        "larger of two times: the products' FLOPs at the measured ceiling, the bytes that must move at the "
+        "bandwidth of a large copy. What stays in the caches can be faster than such a copy.",
         tables.table(rows, tables.FLOOR),
     ]
     if tables.has(layer, "cold_ms"):

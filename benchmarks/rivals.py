@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
@@ -147,6 +147,10 @@ def absent(module: str, package: str, dtypes: Sequence[str], row: Row) -> str:
     return "" if row.dtype in dtypes else f"serves {', '.join(dtypes)}, not {row.dtype}"
 
 
+def only_cpu(device: str, row: Row) -> str:
+    return "" if device == "cpu" else "computes on a CPU"
+
+
 def not_built(row: Row) -> str:
     """Why FlashRNN cannot take a row: it compiles for each shape, here in a process that can be stopped."""
     why = absent("flashrnn", "flashrnn", ("float32", "float16", "bfloat16"), row)
@@ -175,12 +179,11 @@ def _igfo(w: Tensor) -> Tensor:
 
 def _rivals(device: str) -> dict[str, Contender]:
     compiled = Contender("torch.compile(torch.nn.LSTM)", nn.LSTM, device=device, wrap=torch.compile)
-    only_cpu: Callable[[Row], str] = lambda row: "" if device == "cpu" else "computes on a CPU"  # noqa: E731
     no_haste = partial(absent, "haste_pytorch", "haste-pytorch", ("float32", "float64"))
     return {
         "compile": replace(compiled, refuses=partial(not_compiled, compiled), setup_seconds=COMPILE_SECONDS),
         "loop": Contender("a torch loop", Loop, device=device),
-        "numpy": Contender("NumPy", NumPy, device=device, refuses=only_cpu),
+        "numpy": Contender("NumPy", NumPy, device=device, refuses=partial(only_cpu, device)),
         "flashrnn": Contender("FlashRNN", FlashRNN, device=device, refuses=not_built,
                               setup_seconds=COMPILE_SECONDS),
         "haste": Contender("Haste", Haste, device=device, refuses=no_haste),
