@@ -129,7 +129,7 @@ def scaling(record: Record) -> Figure | None:
     panels: list[tuple[str, Record, str]] = [
         (name, axes[name], "ms") for name in AXES if axes.get(name, {}).get("values")
     ]
-    if any(axes.get("T", {}).get("peak_bytes", {}).values()):
+    if any(peak for peaks in axes.get("T", {}).get("peak_bytes", {}).values() for peak in peaks):
         panels.append(("T", axes["T"], "peak_bytes"))
     if not panels:
         return None

@@ -61,12 +61,15 @@ def measure(
         device: "cpu" or "cuda".
 
     Returns:
-        The part of the record: "values" are those that were reached.
+        The part of the record: "values" are those that were reached; None stands for a contender that refuses
+        a value, or whose memory was not reached.
     """
     found: dict[str, Any] = {"axis": axis, "base": base.record(), "values": []}
-    found |= {"ms": {name: [] for name in contenders}, "peak_bytes": {name: [] for name in contenders}}
+    found["ms"] = {name: [] for name in contenders}
+    began = time.monotonic()
+    timed_by = began + (deadline - began) / (2 if axis == "T" else 1)  # memory wants the other half
     for k, value in enumerate(values):
-        left = (deadline - time.monotonic()) / (len(values) - k)
+        left = (timed_by - time.monotonic()) / (len(values) - k)
         if left <= 0:
             break
         row = at(base, axis, value)
@@ -75,16 +78,20 @@ def measure(
             runners = {name: Runner(p, p.context) for name, p in passes(row, able).items()}
             seconds = min(max(left / (2 * len(contenders)), SECONDS[0]), SECONDS[1])
             taken = interleave(runners, seconds, device=device)
-            for name in contenders:
-                found["ms"][name].append(summary(taken[name])["p50"] if name in taken else None)
+        for name in contenders:
+            found["ms"][name].append(summary(taken[name])["p50"] if name in taken else None)
         found["values"].append(value)
-        if axis == "T":
-            for name in contenders:
-                peak = memory.peak_bytes(row, contenders[name]) if name in able else None
-                found["peak_bytes"][name].append(peak)
-    if axis != "T":
-        del found["peak_bytes"]
+    if axis == "T":
+        rows = [at(base, axis, value) for value in found["values"]]
+        peaks = [[_peak(row, c, deadline) for c in contenders.values()] for row in rows]
+        found["peak_bytes"] = {name: [of[k] for of in peaks] for k, name in enumerate(contenders)}
     return found
+
+
+def _peak(row: Row, contender: Contender, deadline: float) -> int | None:
+    """Peak memory in bytes, unless it is late or the row is refused."""
+    late = time.monotonic() > deadline
+    return None if late or contender.refuses(row) else memory.peak_bytes(row, contender)
 
 
 def passes(row: Row, contenders: Mapping[str, Contender]) -> dict[str, Pass]:
