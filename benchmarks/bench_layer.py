@@ -59,8 +59,7 @@ def measure(
         device=device,
     )
     if device == "cuda":
-        found["clock_mhz"] = hardware.clock_mhz()  # at once, before the GPU rests
-        found["cudnn"] = hardware.cudnn_path(row, *_gpu())
+        found |= _gpu(row)  # at once, before its clock falls
     found["input_product_ms"] = summary(seconds.pop(INPUTS))["p50"]
     ms = {name: summary(values) for name, values in seconds.items()}
     ours = ms["ours"]["p50"]
@@ -261,9 +260,11 @@ def _ceilings(row: Row, device: str, seconds: float) -> tuple[float, float]:
     return hardware.flops_per_s(row.dtype, device, seconds), hardware.bytes_per_s(device)
 
 
-def _gpu() -> tuple[tuple[int, int], int]:
-    properties = torch.cuda.get_device_properties()
-    return (properties.major, properties.minor), properties.multi_processor_count
+def _gpu(row: Row) -> dict[str, Any]:
+    """The GPU's clock now, and which way cuDNN goes on it."""
+    card = torch.cuda.get_device_properties(torch.cuda.current_device())
+    path = hardware.cudnn_path(row, (card.major, card.minor), card.multi_processor_count)
+    return {"clock_mhz": hardware.clock_mhz(), "cudnn": path}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 # Last: an installed fusedlstm stays the one that is tested.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import device, results
+from benchmarks import bench_layer, device, results
 from benchmarks.shapes import FORWARD, INFER, ROWS, Row
 from fusedlstm.timing import Runner
 
@@ -136,6 +137,14 @@ def test_cudnns_path_depends_on_the_card() -> None:
     assert device.cudnn_path(row, (7, 0), 80) == "persistent"
     assert device.cudnn_path(replace(row, B=112), (7, 0), 80) == "standard"
     assert device.cudnn_path(replace(row, T=9), (7, 0), 80) == "standard"
+
+
+def test_a_gpus_row_has_its_clock_and_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = SimpleNamespace(major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(device, "nvidia_smi", lambda asked: ["1755"])
+    assert bench_layer._gpu(ROWS["flashrnn-fp16"]) == {"clock_mhz": 1755, "cudnn": "persistent"}
 
 
 def test_the_clock_is_a_number_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
