@@ -130,6 +130,14 @@ def takes_resets(name: str) -> bool:
     return name != "torch" and getattr(_modules[name], "RESETS", False)
 
 
+def kernel(spec: Spec, name: str) -> str | None:
+    """Returns what a backend would run for a call, in its own words; None where it does not tell."""
+    if name == "torch":
+        return None
+    module = load(name)
+    return module.kernel(spec) if hasattr(module, "kernel") else None
+
+
 def reasons(spec: Spec, backend: str = "auto") -> dict[str, str]:
     """Returns for every backend either "runs" or why it does not."""
     found: dict[str, str] = {}
