@@ -138,6 +138,18 @@ def test_figures_that_cannot_be_read_are_told(fakes: dict[str, Step], tmp_path: 
     assert passed and "cannot be read: KeyError" in record["steps"]["good"]["figures"][0]
 
 
+def test_a_wrong_row_fails_the_layer_step_and_a_wrong_rival_does_not() -> None:
+    rows = {
+        "right": {"parity": {"ok": True, "wrong": {"haste": "wrong result: far off"}}},
+        "further": {"parity": {"ok": True, "wrong": {"ours:cuda": "wrong result: off"}}},
+        "wrong": {"parity": {"ok": False, "wrong": {}}},
+        "failed": {"parity": {"ok": False, "why": "failed: MemoryError"}},
+        "refused": {"skipped": {"ours": "too wide"}},
+    }
+    told = ["wrong: wrong result", "failed: failed: MemoryError", "further: ours:cuda wrong result: off"]
+    assert gpu_steps._wrong_rows({"layer": rows}) == told
+
+
 def test_time_is_kept_for_later_steps() -> None:
     first, second = (Step(name, "", "", 10, 50, limit) for name, limit in (("a", 1000), ("b", 60)))
     assert allowance(first, [second], 540) == 490
