@@ -85,7 +85,7 @@ CONTENDERS = _own("cpu", "cpu") | {
 }
 ON = {
     "cpu": CONTENDERS,
-    "cuda": _own("cuda", "triton")
+    "cuda": _own("cuda", "triton", "cuda")
     | {
         "torch": Contender("torch.nn.LSTM, cuDNN", torch.nn.LSTM, device="cuda"),
         "torch_plain": Contender("torch.nn.LSTM, cuDNN off", torch.nn.LSTM, without_cudnn, "cuda"),

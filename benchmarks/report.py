@@ -171,8 +171,7 @@ def main(
     on_page, on_readme = ([_links(pictures, target) for pictures in drawn] for target in (page, readme))
     sources = [_source(path) for path in paths]
     page.write_text(page_of(list(zip(records, sources, on_page, strict=True))))
-    newest_of = {device(found): (found, links) for found, links in zip(records, on_readme, strict=True)}
-    texts = [summary(*newest_of[on]) for on in DEVICES if on in newest_of]
+    texts = [summary(found, links) for found, links in zip(records, on_readme, strict=True)]
     readme.write_text(filled(readme.read_text(), "\n\n".join([*texts, "All rows: benchmarks/RESULTS.md."])))
     print(f"wrote {page} and {readme}")
 

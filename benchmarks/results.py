@@ -55,8 +55,9 @@ def machine(device: str = "cpu") -> Record:
 
 
 def path_for(found: Record) -> Path:
-    """Where the record of this machine and commit is kept."""
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{found['device']} {found['cores']} cores".lower()).strip("-")
+    """Where the record of this machine and commit is kept; CPUs of one name differ by their instructions."""
+    engine = "" if "cuda" in found else found["engine"]
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{found['device']} {found['cores']} cores {engine}".lower()).strip("-")
     return RESULTS / slug / f"{found['commit']}.json"
 
 

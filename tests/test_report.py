@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import compare, plots, report, results, tables
 
-OLD = results.RESULTS / "amd-epyc-2-cores" / "96028acec04f.json"
+OLD = results.RESULTS / "amd-epyc-2-cores-avx512bf16" / "96028acec04f.json"
 Record = dict[str, Any]
 
 
