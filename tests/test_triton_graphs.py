@@ -1,4 +1,4 @@
-"""The graphs of the "step" regime, captured and replayed by a fake on the CPU: launches kept, and run again."""
+"""The graphs of the "step" regime on the CPU: a fake keeps the launches of a capture and makes them again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES = [
 
 
 class GPU:
-    """What the backend sees of a card: a current stream, and graphs that keep launches instead of making them."""
+    """What the backend sees of a card: a current stream, and graphs that keep launches."""
 
     def __init__(self) -> None:
         self.stream, self.captures, self.replays = 1, 0, 0

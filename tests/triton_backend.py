@@ -32,7 +32,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def use(monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
     """Lets one regime serve all calls."""
 
-    def choose(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device) -> Plan:
+    def choose(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device, way: str) -> Plan:
         plans = candidates(B, H, D, dtype, triton._precision(dtype), H100)
         return next(plan for plan in plans if plan.regime == regime)
 

@@ -3,8 +3,8 @@
 A kernel gets addresses that no real memory has, 2 TiB apart, so that an address tells the tensor that it came
 from however it was computed. They become real ones on access, after the bounds of the tensor were checked.
 
-A pointer that a kernel turns into a number is the real address; turned back, in the same launch or a later one, it
-stands for the same tensor, which must live then.
+A pointer that a kernel turns into a number is the real address; turned back, in the same launch or a later
+one, it stands for the same tensor, which must live then.
 
 The record holds vector clocks. Two programs may touch the same element, one of them writing, only if a
 release by the first and an acquire by the second lie between. One thread releases or acquires; for the others

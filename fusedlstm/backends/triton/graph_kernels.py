@@ -1,9 +1,9 @@
 """The kernels of a step as a CUDA graph holds them.
 
-A captured launch keeps its arguments for ever, so these have two that never change: a table on the device, from
-which they read all that a call brings along, and their own place k in the graph. The table, in int64, is
+A captured launch keeps its arguments for ever, so these have two that never change: a table on the device,
+from which they read all that a call brings along, and their own place k in the graph. The table, in int64:
 
-    T, B, N, rows of gx before direction 1, launches done, then addresses in the order of the step kernel's arguments
+    T, B, N, rows of gx before direction 1, launches done, addresses as the step kernel orders its arguments
 
 The arithmetic is that of kernels.py, and nothing is copied: a graph works on the tensors of the call.
 """

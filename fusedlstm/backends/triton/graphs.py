@@ -1,8 +1,8 @@
-"""The launches of the "step" regime: whole blocks of LAUNCHES of them replay one CUDA graph, the rest are plain.
+"""The launches of the "step" regime: blocks of LAUNCHES of them replay one CUDA graph, the rest are plain.
 
-A graph belongs to a stream and to what its kernels are compiled for, not to a length, a batch or tensors: those it
-reads from its table (graph_kernels.py), which every call writes anew in the order of the stream. So a graph holds
-no memory but its table, no length captures again, and nothing of a call is overwritten by the next one.
+A graph belongs to a stream and to what its kernels are compiled for, not to a length, a batch or tensors:
+those it reads from its table (graph_kernels.py), which every call writes anew in the order of the stream.
+So a graph holds no memory but its table, no length captures again, and no replay overwrites what a call gave.
 """
 
 from __future__ import annotations
@@ -56,7 +56,11 @@ def launch(
         constants: all that it is compiled for beside H.
     """
     blocks = len(steps) // LAUNCHES
-    if blocks and capturable(tensors["w_ptr"].device) and all(t.data_ptr() % 16 == 0 for t in tensors.values()):
+    if (
+        blocks
+        and capturable(tensors["w_ptr"].device)
+        and all(t.data_ptr() % 16 == 0 for t in tensors.values())
+    ):
         ordered = [tensors[name] for name in kernel.arg_names if name in tensors]
         dtype = getattr(tl, str(tensors["w_ptr"].dtype).removeprefix("torch."))
         _replay(graph_kernel, grid, blocks, ordered, sizes, {"DTYPE": dtype, "H": sizes["H"], **constants})
@@ -122,8 +126,10 @@ def _capture(launches: Callable[[], None], device: torch.device) -> torch.cuda.C
 
 
 def _apart(function: Callable[[], _Result]) -> _Result:
-    """Calls it in a thread of its own: what outlives a call takes no part in the caller's inference mode, nor in a
-    memory pool that torch.compile lends to the caller's thread."""
+    """Calls it in a thread of its own.
+
+    What outlives a call takes no part in the caller's inference mode, nor in a memory pool that torch.compile
+    has lent to the caller's thread.
+    """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(function).result()
-
