@@ -15,18 +15,19 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
 from benchmarks.results import RESULTS, ROOT
-from fusedlstm.backends.triton import kernels, layer
+from fusedlstm.backends.triton import graph_kernels, kernels, layer
 from fusedlstm.backends.triton.plans import Card, Plan, candidates
 
 if triton.knobs.runtime.interpret:
@@ -148,6 +149,18 @@ def launches(
             )
         found[name] = recorded[0]
     return found
+
+
+def in_graph(launch: Launch, dtype: torch.dtype) -> Launch:
+    """A step's launch as a CUDA graph holds it."""
+    kernel = getattr(graph_kernels, launch.kernel.__name__.replace("_step_", "_graph_"))
+    names = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    constexprs = {name: value for name, value in launch.constexprs.items() if name in names}
+    constexprs["DTYPE"] = getattr(tl, str(dtype).removeprefix("torch."))
+    types = {"table_ptr": "*i64", "k": "i32"}
+    return replace(
+        launch, kernel=kernel, signature=types, constexprs=constexprs, aligned=frozenset({"table_ptr"})
+    )
 
 
 def rows(

@@ -95,7 +95,7 @@ def _barriers(record: Record) -> list[str]:
         value = micro.get(term.figure, {}).get(term.field)
         shown = "not measured" if value is None else f"{value:.3g}"
         lines.append(f"{term.figure}: {shown}, predicted {term.predicted} {term.unit}")
-    for start in ("cluster_barrier", "grid_barrier", "triton_barrier"):
+    for start in ("cluster_barrier", "grid_barrier", "triton_barrier", "triton_ids"):
         found = [
             f"{n[len(start) + 1 :]} {f['us']:.2f}"
             for n, f in micro.items()

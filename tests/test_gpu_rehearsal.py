@@ -339,6 +339,21 @@ def test_the_triton_barrier_checks_itself(seed: int) -> None:
     assert not wrong.any() and barrier.item() == 30 and set(data.tolist()) == {0, 5, 6}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the kernels are not interpreted")
+def test_both_ways_of_ids_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    import triton_on_cpu  # noqa: F401, since it mends the interpreter
+    from benchmarks.micro import triton_ids
+    from fusedlstm.backends import triton
+    from fusedlstm.backends.triton.plans import Card
+
+    monkeypatch.setattr(triton, "_card", lambda device: Card(132, 227 << 10))
+    runs = triton_ids.ways(3, 5, 7, 16, torch.bfloat16, "cpu")
+    found = {name: run() for name, run in runs.items()}
+    for one, other in zip(found["kernel"], found["gathered"], strict=True):
+        assert one.abs().sum() > 0 and torch.equal(one, other)
+
+
 def test_the_page_is_what_the_records_say(tmp_path: Path) -> None:
     page = gpu_report.PAGE.read_text()
     measured = [record for record in map(load, newest()) if record.get("micro")]
