@@ -16,6 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -27,6 +28,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
 from benchmarks.results import RESULTS, ROOT
+from fusedlstm.backends import products
 from fusedlstm.backends.triton import graph_kernels, kernels, layer
 from fusedlstm.backends.triton.plans import Card, Plan, candidates
 
@@ -138,11 +140,11 @@ def launches(
         recorded: list[Launch] = []
         with mock.patch.object(layer, "kernels", _Recorder(recorded)):
             if name == "forward":
-                y, h_n, c_n, c, gates = layer.forward(plan, precision, x, None, h0, c0, weights, True, fresh)
+                run = partial(layer.forward, plan, precision)
+                y, h_n, c_n, c, gates = products.forward(run, x, None, h0, c0, weights, True, fresh)
             else:
-                layer.backward(
-                    plan, precision, y, h_n, c_n, x, None, h0, c0, weights, y, c, gates, True, True, fresh
-                )
+                given = y, h_n, c_n, x, None, h0, c0, weights, y, c, gates
+                products.backward(partial(layer.backward, plan, precision), *given, True, True, fresh)
         if any(launch != recorded[0] for launch in recorded):
             raise RuntimeError(
                 f"{plan.regime}, {name}: steps are compiled apart, so a new length compiles anew"

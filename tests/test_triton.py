@@ -23,8 +23,8 @@ if torch.cuda.is_available():
 import triton.language as tl
 from triton import jit
 
-from fusedlstm.backends import eager, triton
-from fusedlstm.backends.triton import kernels, layer
+from fusedlstm.backends import eager, products, triton
+from fusedlstm.backends.triton import kernels
 from fusedlstm.backends.triton.plans import STEP_SHARED_BYTES, Card, candidates
 from triton_backend import A100, H100, REGIMES, TF32X3_ROUNDINGS, layer_call, on_the_cpu, use  # noqa: F401
 from triton_on_cpu import DeadLockError, OutOfBoundsError, RaceError, seeded
@@ -184,7 +184,8 @@ def test_a_broken_barrier_is_seen(monkeypatch: pytest.MonkeyPatch, fault: str) -
 def test_memory_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "step")
     x, sizes, h0, c0, weights = layer_call()
-    monkeypatch.setattr(layer, "_offsets", lambda *_: (torch.empty(1, dtype=torch.int64), 5))  # T is 4
+    right = products._steps
+    monkeypatch.setattr(products, "_steps", lambda *args: replace(right(*args), T=5))  # it is 4
     with pytest.raises(OutOfBoundsError):
         triton.layer_forward(x, sizes, h0, c0, weights, True)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import Spec
+from .. import Spec, products
 from . import _installed, layer, tuning  # noqa: F401  # the first sees whether the others can be imported
 from .plans import STEP_SHARED_BYTES, Card, Plan, card
 
@@ -66,30 +65,28 @@ def _key(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device, way: 
     return tuning.Key(_card(device), dtype, _precision(dtype), H, D, tuning.bucket(B), way)
 
 
-def layer_forward(
-    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], save: bool,
-    fresh: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def layer_forward(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Runs one layer in all its directions; arguments and results as backends.eager.layer_forward."""
-    if x.shape[0] == 0:
-        empty = h0.new_empty(0)
-        return h0.new_empty(0, h0.shape[0] * h0.shape[2]), h0.clone(), c0.clone(), empty.float(), empty
-    D, B, H = h0.shape
     with torch.cuda.device_of(x):
-        chosen = choose(B, H, D, h0.dtype, h0.device, "forward")
-        return layer.forward(chosen, _precision(h0.dtype), x, batch_sizes, h0, c0, weights, save, fresh)
+        return products.forward(_forward, x, *args)
 
 
 def layer_backward(*args: Any) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Gradients of one layer; arguments and results as backends.eager.layer_backward."""
-    _, dh_n, dc_n, x, _, h0, c0, weights, _, _, _, _, needs_dw, *_ = args
-    D, B, H = h0.shape
-    if x.shape[0] == 0:
-        dh0, dc0 = (torch.zeros_like(h) if dh is None else dh.clone() for h, dh in ((h0, dh_n), (c0, dc_n)))
-        return torch.zeros_like(x), dh0, dc0, [w.new_zeros(w.shape if needs_dw else 0) for w in weights]
-    with torch.cuda.device_of(x):
-        chosen = choose(B, H, D, h0.dtype, h0.device, "backward")
-        return layer.backward(chosen, _precision(h0.dtype), *args)
+    with torch.cuda.device_of(args[3]):
+        return products.backward(_backward, *args)
+
+
+def _forward(call: products.Forward) -> None:
+    layer.forward(_chosen(call.steps, call.c0, "forward"), _precision(call.c0.dtype), call)
+
+
+def _backward(call: products.Backward) -> None:
+    layer.backward(_chosen(call.steps, call.c0, "backward"), _precision(call.c0.dtype), call)
+
+
+def _chosen(steps: products.Steps, like: Tensor, way: str) -> Plan:
+    return choose(steps.B, steps.H, steps.D, like.dtype, like.device, way)
 
 
 def _card(device: torch.device) -> Card:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from .. import accumulation
+from .. import accumulation, products
 from . import graphs, layer
 from .plans import Card, Plan, candidates
 
@@ -97,12 +97,16 @@ def trial(key: Key, device: torch.device) -> Trial:
 
     def run(plan: Plan) -> Callable[[], Any]:
         N, state = steps * B, full(D, B, H)
-        weights = [full(4 * H, width) for _ in range(D) for width in (16, H)]
-        call = full(N, 16), None, state, state, weights
+        rows = products.Steps(steps, B, N, H, D, None, None)
+        w_hh, gates, c = full(D, 4 * H, H), full(D, N, 4 * H), full(D, N, H, dtype=accumulation(key.dtype))
+        y, h_n, c_n = full(N, D * H), full(D, B, H), full(D, B, H)
         if key.way == "forward":
-            return lambda: layer.forward(plan, key.precision, *call, True)
-        y, c, gates = full(N, D * H), full(D, N, H, dtype=accumulation(key.dtype)), full(D, N, 4 * H)
-        return lambda: layer.backward(plan, key.precision, y, None, None, *call, y, c, gates, False, False)
+            bias = full(D, 4 * H, dtype=torch.float32)
+            call = products.Forward(rows, gates, None, bias, w_hh, state, state, y, h_n, c_n, c, gates)
+            return lambda: layer.forward(plan, key.precision, call)
+        dgates = torch.empty_like(gates)
+        back = products.Backward(rows, y, None, None, state, w_hh, c, gates, dgates, h_n, c_n)
+        return lambda: layer.backward(plan, key.precision, back)
 
     def time_ms(plan: Plan) -> float | None:
         try:
