@@ -67,7 +67,9 @@ FUSEDLSTM_KERNEL(64) grid_kernel(GridArgs args) {
       const uint4 v = load_16_from_l2(args.h + (from * blocks + b) * threads + thread);
       sum = {sum.x + v.x, sum.y + v.x, sum.z + v.y, sum.w + v.z};
     }
-    store_16_to_l2(args.h + (to * blocks + block) * threads + thread, sum);
+    uint4* own = args.h + (to * blocks + block) * threads + thread;
+    store_16_to_l2(own, sum);
+    if (load_16_from_l2(own).x != sum.x) store_16_to_l2(own, {});  // a block sees its own stores at once
     const uint32_t done = static_cast<uint32_t>(step) + 1, wanted = bug == flag_one_less ? done - 1 : done;
     if (bug != release_before_barrier) sync_threads();
     if (thread == 0) {
@@ -80,30 +82,6 @@ FUSEDLSTM_KERNEL(64) grid_kernel(GridArgs args) {
       while (load_acquire(args.flags + thread) < (bug == waits_for_nobody ? wanted + 1000 : wanted)) {
       }
     sync_threads();
-  }
-}
-
-// ---- y [3] = how often a counter was seen below what it was before, its last value, and seen values: one block
-// counts, the other looks
-
-struct CounterArgs {
-  uint32_t *counter, *y;
-  uint32_t end;
-  int bug;
-};
-
-FUSEDLSTM_KERNEL(32) counter_kernel(CounterArgs args) {
-  if (threadIdx.x) return;
-  if (blockIdx.x == 0) {
-    for (uint32_t n = 1; n <= args.end; ++n) store_release(args.counter, n);
-    return;
-  }
-  uint32_t seen = 0;
-  while (seen < args.end) {
-    const uint32_t now = load_acquire(args.counter);
-    args.y[0] += now < seen;
-    args.y[2] += now != seen;
-    args.y[1] = seen = now;
   }
 }
 
@@ -229,11 +207,6 @@ int reduce(const float* x, float* y, int blocks, int threads, int shared_bytes, 
 int grid(uint4* h, uint32_t* flags, int blocks, int threads, int steps, int cooperative, int bug) {
   const LaunchShape shape = {dim3(blocks), dim3(threads), 0, 1, cooperative != 0};
   return launch(grid_kernel, shape, nullptr, GridArgs{h, flags, steps, bug});
-}
-
-int counter(uint32_t* counter, uint32_t* y, int end, int bug) {
-  return launch(counter_kernel, {dim3(2), dim3(32), 0, 1, true}, nullptr,
-                CounterArgs{counter, y, static_cast<uint32_t>(end), bug});
 }
 
 int cluster(uint4* y, int blocks, int cluster, int steps, int bug) {

@@ -9,9 +9,9 @@
 // Not modelled: bank conflicts, registers, time. A thread is left only at a primitive, so plain accesses between two of
 // them are never torn apart, and plain loads and stores of global memory are ordered as on x86; of stores, only those
 // by store_16_to_l2 and store_release are seen late. Loads are never early: an acquire after the load it should precede
-// is found only by the schedule. cluster_sync shows all stores of the cluster to everybody. The tensor cores' own
-// rounding and order of sums (float32, in the order of k here), exp_fast's and divide_fast's errors, and stale L1
-// lines.
+// is found only by the schedule. Warp instructions order the warp's shared memory, as on a GPU they do not.
+// cluster_sync shows all stores of the cluster to everybody. The tensor cores' own rounding and order of sums (float32,
+// in the order of k here), exp_fast's and divide_fast's errors, and stale L1 lines.
 #pragma once
 
 #include <cuda_bf16.h>
