@@ -1,6 +1,6 @@
 """Builds fusedlstm._C, and fusedlstm._cuda where nvcc is, with CMake; everything else is in pyproject.toml.
 
-FUSEDLSTM_CUDA (AUTO, ON, OFF) and FUSEDLSTM_CUDA_ARCHITECTURES of the environment are CMake's options of those names.
+FUSEDLSTM_CUDA (AUTO, ON, OFF) and FUSEDLSTM_CUDA_ARCHITECTURES of the environment are options of CMake.
 """
 
 import os

@@ -15,18 +15,19 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
 from benchmarks.results import RESULTS, ROOT
-from fusedlstm.backends.triton import kernels, layer
+from fusedlstm.backends.triton import graph_kernels, kernels, layer
 from fusedlstm.backends.triton.plans import Card, Plan, candidates
 
 if triton.knobs.runtime.interpret:
@@ -124,20 +125,23 @@ def report(launch: Launch, gpu: GPU) -> dict[str, Any]:
     }
 
 
-def launches(plan: Plan, H: int, B: int, dtype: torch.dtype, precision: str) -> dict[str, Launch]:
+def launches(
+    plan: Plan, H: int, B: int, dtype: torch.dtype, precision: str, resets: bool = False
+) -> dict[str, Launch]:
     """The kernels "forward" and "backward" of one layer of dense, equally long sequences, as planned."""
     found: dict[str, Launch] = {}
     T = 2
     x, h0, c0 = (torch.zeros(shape, dtype=dtype) for shape in ((T * B, H), (1, B, H), (1, B, H)))
     weights = [torch.zeros(shape, dtype=dtype) for shape in ((4 * H, H), (4 * H, H), (4 * H,), (4 * H,))]
+    fresh = torch.zeros(1, T * B, dtype=torch.bool) if resets else None
     for name in PASSES:
         recorded: list[Launch] = []
         with mock.patch.object(layer, "kernels", _Recorder(recorded)):
             if name == "forward":
-                y, h_n, c_n, c, gates = layer.forward(plan, precision, x, None, h0, c0, weights, True)
+                y, h_n, c_n, c, gates = layer.forward(plan, precision, x, None, h0, c0, weights, True, fresh)
             else:
                 layer.backward(
-                    plan, precision, y, h_n, c_n, x, None, h0, c0, weights, y, c, gates, True, True
+                    plan, precision, y, h_n, c_n, x, None, h0, c0, weights, y, c, gates, True, True, fresh
                 )
         if any(launch != recorded[0] for launch in recorded):
             raise RuntimeError(
@@ -145,6 +149,18 @@ def launches(plan: Plan, H: int, B: int, dtype: torch.dtype, precision: str) -> 
             )
         found[name] = recorded[0]
     return found
+
+
+def in_graph(launch: Launch, dtype: torch.dtype) -> Launch:
+    """A step's launch as a CUDA graph holds it."""
+    kernel = getattr(graph_kernels, launch.kernel.__name__.replace("_step_", "_graph_"))
+    names = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+    constexprs = {name: value for name, value in launch.constexprs.items() if name in names}
+    constexprs["DTYPE"] = getattr(tl, str(dtype).removeprefix("torch."))
+    types = {"table_ptr": "*i64", "k": "i32"}
+    return replace(
+        launch, kernel=kernel, signature=types, constexprs=constexprs, aligned=frozenset({"table_ptr"})
+    )
 
 
 def rows(

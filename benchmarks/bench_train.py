@@ -6,7 +6,7 @@ such a step costs and takes no part in the check of losses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
@@ -243,23 +243,34 @@ def _auto(net: Net, training: Training, device: str) -> str:
 
 
 def _faster_setting(net: Net, dtype: str, device: str, streams: corpus.Streams) -> dict[str, Any]:
-    """torch's faster setting, by a few time steps; then by whole training steps, unless one is far behind."""
+    """torch's faster setting, by a few time steps; then by whole training steps, unless one is far behind.
 
-    def seconds(T: int) -> dict[str, float]:
-        shorter = replace(net, T=T)
-        trainings = {name: Training(shorter, net.torchs, dtype, device, streams) for name in contexts}
-        runners = [Runner(trainings[name], context) for name, context in contexts.items()]
+    A setting that raises (oneDNN does on processors without bfloat16) is left out, and says why.
+    """
+    refused: dict[str, str] = {}
+
+    def seconds(T: int, names: Iterable[str]) -> dict[str, float]:
+        shorter, found = replace(net, T=T), dict[str, float]()
+        trainings = {name: Training(shorter, net.torchs, dtype, device, streams) for name in names}
         # Twice in turns: a neighbour that takes the machine for a moment shall not choose.
-        tries = [[once(runner, device) for runner in runners] for _ in range(2)]
-        return dict(zip(trainings, map(min, *tries), strict=True))
+        for name, training in 2 * list(trainings.items()):
+            try:
+                taken = once(Runner(training, contexts[name]), device)
+            except RuntimeError as error:
+                refused[name] = str(error).splitlines()[0][:200]
+            else:
+                found[name] = min(taken, found.get(name, taken))
+        return found
 
     contexts = settings(device)
     T = min(net.T, PROBE_T)
-    found = seconds(T)
+    found = seconds(T, contexts)
+    if not found:
+        raise RuntimeError(f"torch.nn.LSTM trains in {dtype} in none of its settings: {refused}")
     if max(found.values()) < 5 * min(found.values()):
-        T, found = net.T, seconds(net.T)
+        T, found = net.T, seconds(net.T, found)
     taken = min(found, key=lambda name: found[name])
-    return {"taken": taken, "T": T, "ms": {name: 1e3 * s for name, s in found.items()}}
+    return {"taken": taken, "T": T, "ms": {name: 1e3 * s for name, s in found.items()}, "refused": refused}
 
 
 def _agreement(losses: list[float], expected: list[float], dtype: str) -> dict[str, Any]:

@@ -52,8 +52,18 @@ def spreads(record: Record) -> dict[str, Spread]:
     return found
 
 
+def wrong(record: Record) -> list[str]:
+    """The measurements that have no time since their result was wrong, by "part/row"."""
+    return [
+        f"{part}/{row}"
+        for part in ("layer", "train", "sample")
+        for row, values in record.get(part, {}).items()
+        if "ms" not in values and "ours" not in values.get("skipped", {})
+    ]
+
+
 def table(before: Record, after: Record) -> str:
-    """What both records have, from the most slowed to the most sped up; what one has; the means."""
+    """What both have, from the most slowed to the most sped up; what one has; what is wrong; the means."""
     a, b = spreads(before), spreads(after)
     changes = sorted((Change(k, a[k], b[k]) for k in a if k in b), key=lambda c: (c.times, c.name))
     machines = before["machine"], after["machine"]
@@ -64,6 +74,8 @@ def table(before: Record, after: Record) -> str:
         for c in changes
     ]
     lines += [f"{k}: only in the {which}" for k, which in _only(a, b, "first") + _only(b, a, "second")]
+    for which, record in (("first", before), ("second", after)):
+        lines += [f"{name}: WRONG RESULT in the {which}" for name in wrong(record)]
     return "\n".join(lines + means(changes))
 
 

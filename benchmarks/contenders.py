@@ -1,4 +1,4 @@
-"""Who is measured on which device: fusedlstm, torch.nn.LSTM in both of its settings, the NumPy reference."""
+"""Who is measured on which device: fusedlstm, and torch.nn.LSTM in both of its settings; and one pass."""
 
 from __future__ import annotations
 
@@ -13,33 +13,80 @@ from torch import Tensor
 
 import fusedlstm
 from benchmarks.shapes import INFER, TRAIN, Row
-from fusedlstm import reference
+from fusedlstm.backends import Spec, why_not
 
 Context = Callable[[], AbstractContextManager[Any]]
 without_onednn: Context = partial(torch.backends.mkldnn.flags, enabled=False, allow_tf32=None)
 without_cudnn: Context = partial(torch.backends.cudnn.flags, enabled=False)
 
 
+def takes_all(row: Row) -> str:
+    """Refuses nothing. A function and no lambda: contenders are sent to other processes."""
+    return ""
+
+
+def as_it_is(module: Any) -> Any:
+    return module
+
+
+def unserved(device: str, backend: str, row: Row) -> str:
+    """Why a backend of ours cannot take a row, or nothing."""
+    return why_not(asked(row, device), backend) or ""
+
+
 @dataclass(frozen=True)
 class Contender:
-    """An LSTM module and the setting in which it runs."""
+    """An LSTM module and the setting in which it runs.
+
+    Args:
+        title: in words.
+        lstm: makes the module: torch.nn.LSTM's arguments, parameters and results.
+        context: the setting.
+        device: "cpu" or "cuda".
+        refuses: why it cannot take a row, or nothing.
+        wrap: what is called in place of the module.
+        setup_seconds: that it may take to compile before it runs for the first time.
+    """
 
     title: str
     lstm: Callable[..., torch.nn.LSTM]
     context: Context = nullcontext
     device: str = "cpu"
+    refuses: Callable[[Row], str] = takes_all
+    wrap: Callable[[Any], Any] = as_it_is
+    setup_seconds: float = 0.0
 
 
-# Its own kernels by name: "auto" would hide a loss by handing the shape to torch.
-CONTENDERS = {
-    "ours": Contender("fusedlstm", partial(fusedlstm.LSTM, backend="cpu")),
+def asked(row: Row, device: str) -> Spec:
+    """What a row asks of a backend."""
+    sizes = {"T": row.T, "B": row.B, "I": row.I, "H": row.H, "P": row.H, "D": row.D, "L": row.L}
+    return Spec(device, row.torch_dtype, **sizes, grad=row.mode != INFER)
+
+
+def _own(device: str, *backends: str) -> dict[str, Contender]:
+    """Ours on a device: the first backend is "ours", a further one "ours:NAME".
+
+    By name: "auto" would hide a loss by handing the shape to torch.
+    """
+    return {
+        "ours" if backend == backends[0] else f"ours:{backend}": Contender(
+            f"fusedlstm, {backend}",
+            partial(fusedlstm.LSTM, backend=backend),
+            device=device,
+            refuses=partial(unserved, device, backend),
+        )
+        for backend in backends
+    }
+
+
+CONTENDERS = _own("cpu", "cpu") | {
     "torch": Contender("torch.nn.LSTM", torch.nn.LSTM),
     "torch_plain": Contender("torch.nn.LSTM, oneDNN off", torch.nn.LSTM, without_onednn),
 }
 ON = {
     "cpu": CONTENDERS,
-    "cuda": {
-        "ours": Contender("fusedlstm", partial(fusedlstm.LSTM, backend="triton"), device="cuda"),
+    "cuda": _own("cuda", "triton", "cuda")
+    | {
         "torch": Contender("torch.nn.LSTM, cuDNN", torch.nn.LSTM, device="cuda"),
         "torch_plain": Contender("torch.nn.LSTM, cuDNN off", torch.nn.LSTM, without_cudnn, "cuda"),
     },
@@ -72,6 +119,7 @@ class Pass:
             dtype=dtype or row.torch_dtype,
             device=contender.device,
         ).train(row.mode != INFER)
+        self.call = contender.wrap(self.module)
         with torch.no_grad():
             for weight in self.module.parameters():
                 weight.copy_(data(*weight.shape, scale=0.6 * row.H**-0.5))  # about torch's own start
@@ -83,10 +131,10 @@ class Pass:
         """Runs it; gradients are then in the leaves."""
         if self.row.mode == INFER:
             with torch.no_grad():
-                return self.module(self.x)
+                return self.call(self.x)
         for leaf in self.leaves:
             leaf.grad = None
-        y, states = self.module(self.x)
+        y, states = self.call(self.x)
         if self.row.mode == TRAIN:
             y.backward(self.dy)
         return y, states
@@ -117,17 +165,10 @@ class Pass:
         return sum(size for address, size in kept.items() if address not in own)
 
 
-def numpy_pass(row: Row) -> Callable[[], None]:
-    """The same pass in the NumPy reference, in float64."""
-    made = Pass(row, CONTENDERS["torch"], torch.float64)
-    x, dy, *weights = (t.detach().numpy() for t in (made.x, made.dy, *made.module.parameters()))
-
-    def run() -> None:
-        result = reference.forward(x, weights, num_layers=row.L, bidirectional=row.bidirectional)
-        if row.mode == TRAIN:
-            reference.backward(result, dy, 0 * result.h_n, 0 * result.c_n)
-
-    return run
+def failure(error: Exception) -> str:
+    """What went wrong, in a line of bounded length."""
+    lines = str(error).strip().splitlines()
+    return f"failed: {type(error).__name__}: {lines[0] if lines else 'it said nothing'}"[:300]
 
 
 def shortened(row: Row) -> Row:

@@ -34,11 +34,12 @@ def call(module: str, arguments: Mapping[str, Any]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Where the project, and the programs of CUDA, are found."""
+    """Where the project, and the programs of CUDA, are found; no minutes go into compiling for autotuning."""
     cuda = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
     path = os.pathsep.join([os.environ.get("PATH", ""), *(str(cuda / folder) for folder in TOOLS)])
     python = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PATH": path, "PYTHONPATH": python, "PYTHONUNBUFFERED": "1"}
+    tune = {"FUSEDLSTM_AUTOTUNE": os.environ.get("FUSEDLSTM_AUTOTUNE", "0")}
+    return os.environ | tune | {"PATH": path, "PYTHONPATH": python, "PYTHONUNBUFFERED": "1"}
 
 
 def run(command: list[str], seconds: float, log: Path) -> Outcome:

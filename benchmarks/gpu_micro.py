@@ -58,7 +58,8 @@ def programs(folder: Path) -> Iterator[tuple[str, Sequence[str]]]:
         compiled = {s.stem: pool.submit(compile_program, s, folder / s.stem, architecture) for s in SOURCES}
         for name, program in compiled.items():
             yield name, program.result()
-    yield "triton_barrier", (sys.executable, "-m", "benchmarks.micro.triton_barrier")
+    for name in ("triton_barrier", "triton_ids"):
+        yield name, (sys.executable, "-m", f"benchmarks.micro.{name}")
 
 
 def compile_program(source: Path, program: Path, architecture: str) -> Sequence[str]:

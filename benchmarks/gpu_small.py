@@ -26,8 +26,8 @@ def regime(name: str) -> Iterator[None]:
     """Lets one regime of the Triton backend serve what it can, however slow its plan says that it is."""
     from fusedlstm.backends import triton
 
-    def choose(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device) -> Any:
-        plans = triton.candidates(B, H, D, dtype, triton._precision(dtype), triton._card(device))
+    def choose(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device, way: str) -> Any:
+        plans = triton._key(B, H, D, dtype, device, way).plans()
         return next((plan for plan in plans if plan.regime == name), plans[0])
 
     with mock.patch.object(triton, "choose", choose):

@@ -95,7 +95,7 @@ def _barriers(record: Record) -> list[str]:
         value = micro.get(term.figure, {}).get(term.field)
         shown = "not measured" if value is None else f"{value:.3g}"
         lines.append(f"{term.figure}: {shown}, predicted {term.predicted} {term.unit}")
-    for start in ("cluster_barrier", "grid_barrier", "triton_barrier"):
+    for start in ("cluster_barrier", "grid_barrier", "triton_barrier", "triton_ids"):
         found = [
             f"{n[len(start) + 1 :]} {f['us']:.2f}"
             for n, f in micro.items()
@@ -112,11 +112,15 @@ def _layer(record: Record) -> list[str]:
 
 
 def _wrong_rows(record: Record) -> list[str]:
-    return [
-        f"{n}: wrong result"
-        for n, row in record["layer"].items()
-        if not row.get("parity", {}).get("ok", True)
+    parities = {name: row["parity"] for name, row in record["layer"].items() if "parity" in row}
+    wrong = [f"{name}: {p.get('why', 'wrong result')}" for name, p in parities.items() if not p["ok"]]
+    further = [
+        f"{name}: {who} {why}"
+        for name, p in parities.items()
+        for who, why in p.get("wrong", {}).items()
+        if who.startswith("ours")
     ]
+    return wrong + further
 
 
 def _sanitizer(record: Record) -> list[str]:

@@ -126,8 +126,10 @@ def grid(record: Record) -> Figure | None:
 def scaling(record: Record) -> Figure | None:
     """Time against each axis, and memory against T, one panel each."""
     axes: Mapping[str, Record] = record.get("scaling", {})
-    panels: list[tuple[str, Record, str]] = [(name, axes[name], "ms") for name in AXES if name in axes]
-    if axes.get("T", {}).get("peak_bytes"):
+    panels: list[tuple[str, Record, str]] = [
+        (name, axes[name], "ms") for name in AXES if axes.get(name, {}).get("values")
+    ]
+    if any(peak for peaks in axes.get("T", {}).get("peak_bytes", {}).values() for peak in peaks):
         panels.append(("T", axes["T"], "peak_bytes"))
     if not panels:
         return None

@@ -90,16 +90,18 @@ def _layer(layer: dict[str, Record], on: str, pictures: Pictures) -> list[str]:
         parts.append(_picture(pictures, "grid", "ratio of every row, in order"))
     parts += [
         "#### Steps and floors",
-        "A step is one of T, through all layers. The input products are x·W_ih^T, and with a backward dx and "
-        "dW_ih, as torch.mm computes them; a dash where these alone would take longer. The floor is the time "
-        "that the products' FLOPs or the bytes that must move need at the least.",
+        "A step is one of T, through all layers. The input products are x·W_ih^T, and with a backward dx "
+        "and dW_ih, as torch.mm computes them; a dash where these alone would take longer. The floor is the "
+        "larger of two times: the products' FLOPs at the measured ceiling, the bytes that must move at the "
+        "bandwidth of a large copy. What stays in the caches can be faster than such a copy.",
         tables.table(rows, tables.FLOOR),
     ]
     if tables.has(layer, "cold_ms"):
         cold = [row for row in rows if "cold_ms" in row]
         words = "Cold: the L2 cache is flushed before each run."
         parts += ["#### Warm and cold", words, tables.table(cold, tables.cold())]
-    parts += ["#### Everyone", "Medians in ms. NumPy computes in float64."]
+    few = f" Others' code runs at {', '.join(SETS['rivals'])}." if on == "cuda" else ""
+    parts += ["#### Everyone", f"Medians in ms. NumPy computes in float64.{few}"]
     parts += [tables.table(rows, tables.rivals(layer, on))]
     if reasons := tables.reasons(layer, on):
         parts += ["What has a dash was not run:", "\n".join(reasons)]
@@ -169,8 +171,7 @@ def main(
     on_page, on_readme = ([_links(pictures, target) for pictures in drawn] for target in (page, readme))
     sources = [_source(path) for path in paths]
     page.write_text(page_of(list(zip(records, sources, on_page, strict=True))))
-    newest_of = {device(found): (found, links) for found, links in zip(records, on_readme, strict=True)}
-    texts = [summary(*newest_of[on]) for on in DEVICES if on in newest_of]
+    texts = [summary(found, links) for found, links in zip(records, on_readme, strict=True)]
     readme.write_text(filled(readme.read_text(), "\n\n".join([*texts, "All rows: benchmarks/RESULTS.md."])))
     print(f"wrote {page} and {readme}")
 

@@ -55,8 +55,9 @@ def machine(device: str = "cpu") -> Record:
 
 
 def path_for(found: Record) -> Path:
-    """Where the record of this machine and commit is kept."""
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{found['device']} {found['cores']} cores".lower()).strip("-")
+    """Where the record of this machine and commit is kept; CPUs of one name differ by their instructions."""
+    engine = "" if "cuda" in found else found["engine"]
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{found['device']} {found['cores']} cores {engine}".lower()).strip("-")
     return RESULTS / slug / f"{found['commit']}.json"
 
 
@@ -95,17 +96,21 @@ def add(path: Path, found: Record, part: str, name: str, values: Record) -> None
     partial.replace(path)
 
 
-def _gpu() -> Record:
-    """Versions of what a GPU's figures depend on, and its clocks in MHz where nvidia-smi tells."""
-    asked = "driver_version,clocks.max.sm,clocks.max.mem"
+def nvidia_smi(asked: str) -> list[str]:
+    """What the first GPU says of the fields that are asked for; nothing where nvidia-smi is not to be had."""
     try:
         done = subprocess.run(
             ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"],
             capture_output=True, text=True, check=True, timeout=30,
         )  # fmt: skip
-        driver, *clocks = (value.strip() for value in done.stdout.splitlines()[0].split(","))
-    except (OSError, subprocess.SubprocessError):
-        driver, clocks = None, []
+        return [value.strip() for value in done.stdout.splitlines()[0].split(",")]
+    except (OSError, IndexError, subprocess.SubprocessError):
+        return []
+
+
+def _gpu() -> Record:
+    """Versions of what a GPU's figures depend on, and its highest clocks in MHz where nvidia-smi tells."""
+    driver, *clocks = nvidia_smi("driver_version,clocks.max.sm,clocks.max.mem") or [None]
     return {
         "driver": driver,
         "clocks_mhz": clocks,

@@ -61,27 +61,37 @@ def measure(
         device: "cpu" or "cuda".
 
     Returns:
-        The part of the record: "values" are those that were reached.
+        The part of the record: "values" are those that were reached; None stands for a contender that refuses
+        a value, or whose memory was not reached.
     """
     found: dict[str, Any] = {"axis": axis, "base": base.record(), "values": []}
-    found |= {"ms": {name: [] for name in contenders}, "peak_bytes": {name: [] for name in contenders}}
+    found["ms"] = {name: [] for name in contenders}
+    began = time.monotonic()
+    timed_by = began + (deadline - began) / (2 if axis == "T" else 1)  # memory wants the other half
     for k, value in enumerate(values):
-        left = (deadline - time.monotonic()) / (len(values) - k)
+        left = (timed_by - time.monotonic()) / (len(values) - k)
         if left <= 0:
             break
         row = at(base, axis, value)
         with threads(value if axis == "threads" else torch.get_num_threads()):
-            runners = {name: Runner(p, p.context) for name, p in passes(row, contenders).items()}
+            able = {name: c for name, c in contenders.items() if not c.refuses(row)}
+            runners = {name: Runner(p, p.context) for name, p in passes(row, able).items()}
             seconds = min(max(left / (2 * len(contenders)), SECONDS[0]), SECONDS[1])
-            for name, taken in interleave(runners, seconds, device=device).items():
-                found["ms"][name].append(summary(taken)["p50"])
+            taken = interleave(runners, seconds, device=device)
+        for name in contenders:
+            found["ms"][name].append(summary(taken[name])["p50"] if name in taken else None)
         found["values"].append(value)
-        if axis == "T":
-            for name in contenders:
-                found["peak_bytes"][name].append(memory.peak_bytes(row, contenders[name]))
-    if axis != "T":
-        del found["peak_bytes"]
+    if axis == "T":
+        rows = [at(base, axis, value) for value in found["values"]]
+        peaks = [[_peak(row, c, deadline) for c in contenders.values()] for row in rows]
+        found["peak_bytes"] = {name: [of[k] for of in peaks] for k, name in enumerate(contenders)}
     return found
+
+
+def _peak(row: Row, contender: Contender, deadline: float) -> int | None:
+    """Peak memory in bytes, unless it is late or the row is refused."""
+    late = time.monotonic() > deadline
+    return None if late or contender.refuses(row) else memory.peak_bytes(row, contender)
 
 
 def passes(row: Row, contenders: Mapping[str, Contender]) -> dict[str, Pass]:
@@ -113,13 +123,15 @@ def main(device: str = "cpu", minutes: float = 3.0, out: Path | None = None) -> 
     right = parity.check(base, ON[device])
     if not right["ok"]:
         raise SystemExit(f"scaling: the result is wrong at {base}, no time was taken: {right}")
+    contenders = {name: c for name, c in ON[device].items() if name not in right["wrong"]}
     end, todo = time.monotonic() + 60 * minutes, axes(device)
     for k, (axis, values) in enumerate(todo.items()):
         deadline = time.monotonic() + (end - time.monotonic()) / (len(todo) - k)
-        found = measure(axis, values, base, deadline, ON[device], device)
+        found = measure(axis, values, base, deadline, contenders, device)
         results.add(out, machine, "scaling", axis, found | {"parity": right})
         for name, ms in found["ms"].items():
-            print(f"{axis} {found['values']}: {name} {', '.join(f'{m:.3f}' for m in ms)} ms", flush=True)
+            times = ", ".join("-" if m is None else f"{m:.3f}" for m in ms)
+            print(f"{axis} {found['values']}: {name} {times} ms", flush=True)
     print(f"written to {out}")
 
 

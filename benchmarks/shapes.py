@@ -36,8 +36,8 @@ class Row:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Where it can be measured: float16 on a CPU is torch's alone."""
-        return ("cuda",) if self.dtype == "float16" else ("cpu", "cuda")
+        """Where it can be measured: float16 on a CPU and float64 on a GPU are torch's alone."""
+        return {"float16": ("cuda",), "float64": ("cpu",)}.get(self.dtype, ("cpu", "cuda"))
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -50,14 +50,34 @@ class Row:
         return 2 if self.bidirectional else 1
 
     @property
+    def widths(self) -> list[int]:
+        """Of each layer's input."""
+        return [self.I, *[self.D * self.H] * (self.L - 1)]
+
+    @property
     def flops(self) -> int:
         """What the matrix products of one pass need; gates and biases are not counted."""
-        widths = [self.I, *[self.D * self.H] * (self.L - 1)]
         per_input = 2 * 4 * self.H * self.D * self.T * self.B  # of a product that has one column per row
-        forward = sum(per_input * (width + self.H) for width in widths)
+        forward = sum(per_input * (width + self.H) for width in self.widths)
         if self.mode != TRAIN:
             return forward
         return 3 * forward - (0 if self.needs_dx else per_input * self.I)
+
+    @property
+    def bytes(self) -> int:
+        """What one pass must move if each tensor is read or written once; states are not counted.
+
+        x and the weights are read, y is written; for a backward every layer's gates, c and h (the last one's
+        is y) are written too. The backward reads these and dy, and writes dweights and dx where it is needed.
+        """
+        size, rows = self.torch_dtype.itemsize, self.T * self.B
+        x, y = size * rows * self.I, size * rows * self.D * self.H
+        weights = size * self.D * sum(4 * self.H * (width + self.H + 2) for width in self.widths)
+        saved = self.L * self.saved_bytes_allowed
+        forward = x + weights + (y if self.mode == INFER else saved)
+        if self.mode != TRAIN:
+            return forward
+        return forward + saved + y + weights + (x if self.needs_dx else 0)
 
     @property
     def saved_bytes_allowed(self) -> int:
@@ -85,6 +105,7 @@ GRID = [
     Row("char-rnn", 128, 2, 50, 50, 65),
     Row("char-rnn-3x512", 512, 3, 100, 50, 65),
     Row("char-rnn-3x512-infer", 512, 3, 100, 50, 65, INFER),
+    Row("linux-3x700", 700, 3, 50, 50, 101),
     Row("char-rnn-one-char", 512, 2, 1, 1, 65, INFER),
     Row("cell-step", 32, 1, 1, 1, 32, INFER),
     Row("cell-step-batch", 256, 1, 256, 1, 256, INFER),
@@ -138,12 +159,14 @@ ROWS = {row.name: row for row in (*TARGETS, *GRID, *WIDE)}
 SETS = {
     "all": list(ROWS),
     "quick": ["2x128", "1x512-infer", "series", "rl-rollout"],
+    "rivals": ["2x512-bf16", "flashrnn-fp16", "2x512", "flashrnn", "rl-update"],  # others' code on a GPU
     "pg": ["2x512-bf16", "2x512-fp16", "2x512"],
     "gpu": [
         "2x512-bf16", "flashrnn-fp16", "step-512-b64", "2x128-bf16", "2x512", "flashrnn-fp16-forward",
         "flashrnn", "step-512-b16", "step-512-b128", "2x512-fp16", "2x128", "2x128-fp16", "rl-large",
         "1024-bf16", "speech-640", "very-long", "2048-bf16", "1x512-infer-bf16", "256-bf16",
         "tagger-bf16", "odd-101-bf16",
-        "char-rnn", "char-rnn-3x512", "rl-update", "series", "tagger", "ocr", "word-lm", "1024", "long",
+        "char-rnn", "char-rnn-3x512", "linux-3x700", "rl-update", "series", "tagger", "ocr",
+        "word-lm", "1024", "long",
     ],
 }  # fmt: skip

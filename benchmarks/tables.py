@@ -43,7 +43,9 @@ def megabytes(value: float) -> str:
 
 
 def ratio(row: Record) -> str:
-    return f"{row['ratio']:.2f}" if "ratio" in row else "wrong result: no time"
+    if "ratio" in row:
+        return f"{row['ratio']:.2f}"
+    return "not measured" if "ours" in row.get("skipped", {}) else "wrong result: no time"
 
 
 def mode(row: Record) -> str:
@@ -99,16 +101,20 @@ def times(where: str) -> list[Column]:
 
 
 def cold() -> list[Column]:
-    """With nothing in the L2 cache."""
+    """With nothing in the L2 cache; and which way cuDNN went, at which clock."""
     names = {"ours": "ours", "torch": "nn.LSTM"}
-    return [NAME] + [
-        column
-        for name, head in names.items()
-        for column in (
-            (f"{head} warm ms", found(f"ms.{name}.p50", number)),
-            (f"{head} cold ms", found(f"cold_ms.{name}.p50", number)),
-        )
-    ]
+    return (
+        [NAME]
+        + [
+            column
+            for name, head in names.items()
+            for column in (
+                (f"{head} warm ms", found(f"ms.{name}.p50", number)),
+                (f"{head} cold ms", found(f"cold_ms.{name}.p50", number)),
+            )
+        ]
+        + [("cuDNN's algorithm", found("cudnn")), ("SM clock MHz", found("clock_mhz"))]
+    )
 
 
 def rivals(rows: Mapping[str, Record], where: str) -> list[Column]:

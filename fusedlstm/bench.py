@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from fusedlstm.backends import check_name, load, resolve
+from fusedlstm.backends import check_name, kernel, resolve
 from fusedlstm.charlm.settings import COUNT, POSITIVE, CharLMError, Rule, check
 from fusedlstm.convert import explain
 from fusedlstm.functional import spec
@@ -221,15 +221,17 @@ def run(bench: Bench, console: Console) -> None:
         )
     if not all(errors.ok for errors in checked.values()):
         raise SystemExit("fusedlstm: the result is wrong, no time was taken: please report this shape")
+    console.print(f"measuring for about {bench.seconds:g} s")
     began = time.perf_counter()
     seconds = timed(bench, ours, torchs, bench.seconds / (4 if bench.plot else 1))
     console.print(table(bench, seconds))
-    medians = [float(np.median(seconds[name])) for name in (OURS, TORCH)]
-    console.print(f"fusedlstm is {medians[1] / medians[0]:.2f} times as fast as torch.nn.LSTM here")
+    console.print(verdict(seconds))
+    if backend == "torch":
+        console.print("both rows are torch's own LSTM, which this call goes to: see --backend")
     if bench.plot:
         left = bench.seconds - (time.perf_counter() - began)
         lengths = {bench.seq_length: seconds}
-        if left > RUNS_OF_LENGTHS * sum(medians):
+        if left > RUNS_OF_LENGTHS * sum(float(np.median(seconds[name])) for name in (OURS, TORCH)):
             lengths |= timed_lengths(bench, left)
         else:
             console.print("no time was left for other lengths: see --seconds")
@@ -265,11 +267,21 @@ def table(bench: Bench, seconds: Seconds) -> Table:
     return shown
 
 
+def verdict(seconds: Seconds) -> str:
+    """Who is faster, by medians, and whether the spread leaves it open."""
+    ours, torchs = (summary(seconds[name]) for name in (OURS, TORCH))
+    open_ = ours["p20"] <= torchs["p80"] and torchs["p20"] <= ours["p80"]
+    return f"fusedlstm is {torchs['p50'] / ours['p50']:.2f} times as fast as torch.nn.LSTM here" + (
+        ", but their spreads (p20 to p80) overlap: is the machine busy?" if open_ else ""
+    )
+
+
 def hardware(device: str) -> str:
     """What computes, by name."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{device}, {count} thread{'s' if count > 1 else ''}"
 
 
 def torch_setting(device: str) -> str:
@@ -328,8 +340,7 @@ def _backend(bench: Bench, lstm: LSTM) -> str:
         name = resolve(asked, bench.backend)
     except ValueError as error:
         raise CharLMError(f"--{error}") from None
-    kernel = None if name == "torch" else getattr(load(name), "kernel", None)
-    return f"{name}, {kernel(asked)}" if kernel else name
+    return ", ".join(filter(None, (name, kernel(asked, name))))
 
 
 def _error(found: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> float:

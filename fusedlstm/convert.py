@@ -80,8 +80,12 @@ def explain(
     L, bidirectional = getattr(module, "num_layers", 1), getattr(module, "bidirectional", False)
     grad = torch.is_grad_enabled() and any(t.requires_grad for t in (rows, *weights))
     packed = isinstance(x, PackedSequence)
-    asked = spec(weights, T, B, module.bias, L, bidirectional, ids, packed, grad, resets is not None)
-    options = [name for name in ("bias", "ids", "packed", "grad", "resets") if getattr(asked, name)]
+    recompute = getattr(module, "recompute", False)
+    asked = spec(
+        weights, T, B, module.bias, L, bidirectional, ids, packed, grad, resets is not None, recompute
+    )
+    names = ("bias", "ids", "packed", "grad", "resets", "recompute")
+    options = [name for name in names if getattr(asked, name)]
     sizes = " ".join(f"{name}={getattr(asked, name)}" for name in ("T", "B", "I", "H", "P", "D", "L"))
     lines = [f"{type(module).__name__}: {str(asked.dtype).removeprefix('torch.')} on {asked.device}, {sizes}"]
     lines[0] += f" ({', '.join(options)})" if options else ""

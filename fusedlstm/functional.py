@@ -18,13 +18,14 @@ States = tuple[Tensor, Tensor]
 
 
 class Options(NamedTuple):
-    """The options of a stack of layers, as torch.nn.LSTM names them."""
+    """The options of a stack of layers: those of torch.nn.LSTM by its names, then our own."""
 
     bias: bool
     num_layers: int = 1
     dropout: float = 0.0
     training: bool = False
     bidirectional: bool = False
+    recompute: bool = False
 
 
 def lstm(
@@ -38,6 +39,7 @@ def lstm(
     training: bool = False,
     bidirectional: bool = False,
     batch_first: bool = False,
+    recompute: bool = False,
     backend: str = "auto",
     resets: Tensor | PackedSequence | None = None,
 ) -> tuple[Tensor | PackedSequence, States]:
@@ -55,6 +57,8 @@ def lstm(
         training: apply dropout.
         bidirectional: D = 2 directions instead of 1.
         batch_first: input and output have B before T; the states do not.
+        recompute: the backward makes the gates again, from x and y, instead of keeping them: a layer then
+            keeps 2 N H numbers instead of 6, for the time of two more matrix products.
         backend: "auto", or the name of the backend that must serve the call.
         resets: where sequences start anew, bool [T, B], in the input's layout: the states before that step
             are zero in all layers, and none crosses the border before it in either direction. For a
@@ -69,7 +73,7 @@ def lstm(
         IndexError: ids outside 0 <= id < I.
     """
     _check_count(weights, bias, num_layers, bidirectional)
-    options = Options(bias, num_layers, dropout, training, bidirectional)
+    options = Options(bias, num_layers, dropout, training, bidirectional, recompute)
     if isinstance(input, PackedSequence):
         x, batch_sizes, sorted_indices, unsorted_indices = input
         ids = _is_ids(x, weights[0], RuntimeError)
@@ -164,13 +168,13 @@ def cell_backend(backend: str, weight: Tensor, ids: bool) -> str:
 
 def spec(
     weights: Sequence[Tensor], T: int, B: int, bias: bool, num_layers: int, bidirectional: bool, ids: bool,
-    packed: bool, grad: bool, resets: bool = False,
+    packed: bool, grad: bool, resets: bool = False, recompute: bool = False,
 ) -> Spec:  # fmt: skip
     """Returns what a call with these weights and sizes asks of a backend, under the present autocast."""
     w_ih, w_hh = weights[0], weights[1]
     return Spec(
         w_ih.device.type, _storage_dtype(w_ih), T, B, w_ih.shape[1], w_ih.shape[0] // 4, w_hh.shape[1],
-        1 + bidirectional, num_layers, bias, ids, packed, grad, resets,
+        1 + bidirectional, num_layers, bias, ids, packed, grad, resets, recompute=recompute,
     )  # fmt: skip
 
 
@@ -187,7 +191,7 @@ def _stack(
     cell: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs all layers on time-major rows [N, I] or ids [N], resets [N]; hx has B in dimension 1."""
-    bias, L, dropout, training, bidirectional = options
+    bias, L, dropout, training, bidirectional, recompute = options
     w_ih, w_hh = weights[0], weights[1]
     I, H, P = w_ih.shape[1], w_ih.shape[0] // 4, w_hh.shape[1]  # noqa: E741
     D, ids = 1 + bidirectional, x.dim() == 1
@@ -212,7 +216,7 @@ def _stack(
     choose = _resolve if torch.compiler.is_compiling() else _resolve_cached
     name = choose(
         backend, device, dtype, T, B, I, H, P, D, L, bias, ids, batch_sizes is not None, grad,
-        resets is not None, resets is not None and unreadable(resets),
+        resets is not None, resets is not None and unreadable(resets), recompute,
     )  # fmt: skip
     fresh = None
     if resets is not None and B:
@@ -228,21 +232,21 @@ def _stack(
             h, c = torch._VF.lstm_cell(x, (h0[0], c0[0]), *weights)
             return h, h.unsqueeze(0), c.unsqueeze(0)
         if batch_sizes is not None:
-            return torch._VF.lstm(x, batch_sizes, (h0, c0), list(weights), *options)
-        y, h_n, c_n = torch._VF.lstm(x.view(T, B, I), (h0, c0), list(weights), *options, False)
+            return torch._VF.lstm(x, batch_sizes, (h0, c0), list(weights), *options[:5])
+        y, h_n, c_n = torch._VF.lstm(x.view(T, B, I), (h0, c0), list(weights), *options[:5], False)
         return y.reshape(T * B, D * P), h_n, c_n
     if casts:
         x = x if ids else x.to(dtype)
         h0, c0, weights = h0.to(dtype), c0.to(dtype), [w.to(dtype) for w in weights]
     if L == 1:
-        return run_layer(x, batch_sizes, h0, c0, weights, grad, name, fresh)[:3]
+        return run_layer(x, batch_sizes, h0, c0, weights, grad, name, fresh, recompute)[:3]
     hs, cs, count = [], [], len(weights) // L
     for layer in range(L):
         if layer and dropout and training:
             x = torch.nn.functional.dropout(x, dropout, True)
         states, w = slice(layer * D, layer * D + D), weights[layer * count : (layer + 1) * count]
         save = grad and any(t.requires_grad for t in (x, h0, c0, *w))
-        x, h, c, _, _ = run_layer(x, batch_sizes, h0[states], c0[states], w, save, name, fresh)
+        x, h, c, _, _ = run_layer(x, batch_sizes, h0[states], c0[states], w, save, name, fresh, recompute)
         hs.append(h)
         cs.append(c)
     return x, torch.cat(hs), torch.cat(cs)

@@ -28,12 +28,14 @@ class LSTM(torch.nn.LSTM):
         device: of the parameters.
         dtype: of the parameters.
         backend: "auto", or the backend that must serve every call: see fusedlstm.backends().
+        recompute: the backward makes the gates again instead of keeping them: less memory, some more time.
 
     Raises:
         ValueError, TypeError: an argument out of range or of the wrong type.
     """
 
     backend: str = "auto"
+    recompute: bool = False
 
     def __init__(
         self,
@@ -49,11 +51,13 @@ class LSTM(torch.nn.LSTM):
         dtype: torch.dtype | None = None,
         *,
         backend: str = "auto",
+        recompute: bool = False,
     ) -> None:
         check_name(backend)
         options = (num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype)
         super().__init__(input_size, hidden_size, *options)
         self.backend = backend
+        self.recompute = recompute
 
     def forward(  # type: ignore[override]
         self,
@@ -90,12 +94,13 @@ class LSTM(torch.nn.LSTM):
             training=self.training,
             bidirectional=self.bidirectional,
             batch_first=self.batch_first,
+            recompute=self.recompute,
             backend=self.backend,
             resets=resets,
         )
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + _backend_repr(self)
+        return super().extra_repr() + _backend_repr(self) + (", recompute=True" if self.recompute else "")
 
 
 class LSTMCell(torch.nn.LSTMCell):

@@ -21,11 +21,12 @@ from torch.autograd.function import _SingleLevelFunction
 
 from . import contract
 from .backends import accumulation, load
+from .backends.products import recomputed_gates
 
 _lib = torch.library.Library("fusedlstm", "DEF")
 _lib.define(
     "layer_fwd(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor c0, Tensor[] weights, bool save, str backend,"
-    " Tensor? fresh=None)"
+    " Tensor? fresh=None, bool recompute=False)"
     " -> (Tensor y, Tensor h_n, Tensor c_n, Tensor c, Tensor gates)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
@@ -36,8 +37,14 @@ _lib.define(
     " -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor[] dweights)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+_lib.define(
+    "layer_gates(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor[] weights, Tensor y, Tensor? fresh=None)"
+    " -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 layer_fwd = torch.ops.fusedlstm.layer_fwd.default
 layer_bwd = torch.ops.fusedlstm.layer_bwd.default
+layer_gates = torch.ops.fusedlstm.layer_gates.default
 
 Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 Backward = tuple[Tensor, Tensor, Tensor, list[Tensor]]
@@ -52,10 +59,11 @@ def run_layer(
     save: bool,
     backend: str,
     fresh: Tensor | None,
+    recompute: bool = False,
 ) -> Forward:
     """Calls layer_fwd, past its autograd kernel (3 us in Python) where nothing can ask for a derivative."""
     if save or torch.compiler.is_compiling() or forward_ad._current_level >= 0:
-        return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend, fresh)
+        return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend, fresh, recompute)
     with torch._C._AutoDispatchBelowAutograd():
         return layer_fwd(x, batch_sizes, h0, c0, weights, save, backend, fresh)
 
@@ -70,6 +78,7 @@ def _layer_fwd(
     save: bool,
     backend: str,
     fresh: Tensor | None = None,
+    recompute: bool = False,
 ) -> Forward:
     contract.check(x, batch_sizes, h0, c0, weights, fresh, backend)
     return _without_autocast(
@@ -111,6 +120,15 @@ def _layer_bwd(
     )
 
 
+@torch.library.impl(_lib, "layer_gates", "CompositeExplicitAutograd")
+def _layer_gates(
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, weights: Sequence[Tensor], y: Tensor,
+    fresh: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    args = x, batch_sizes, h0, weights, y, fresh
+    return _without_autocast(recomputed_gates, h0.device.type, *args)
+
+
 def _masks(fresh: Tensor | None) -> list[Tensor]:
     """The last argument of a backend that takes reset masks; others are not given one."""
     return [] if fresh is None else [fresh.contiguous()]
@@ -148,14 +166,22 @@ def _layer_bwd_fake(*args: Any) -> Backward:
     )
 
 
+@torch.library.register_fake("fusedlstm::layer_gates", lib=_lib)
+def _layer_gates_fake(*args: Any) -> Tensor:
+    _, _, h0, weights, y, *_ = args
+    return y.new_empty((h0.shape[0], y.shape[0], weights[1].shape[0]))
+
+
 class _Layer(_SingleLevelFunction):
     """layer_fwd with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, call: Any, backend: str, *tensors: Any) -> Forward:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx: Any, call: Any, backend: str, recompute: bool, *tensors: Any
+    ) -> Forward:
         x, batch_sizes, fresh, h0, c0, *weights = tensors
-        y, h_n, c_n, c, gates = call(x, batch_sizes, h0, c0, weights, True, backend, fresh)
-        ctx.save_for_backward(*tensors, y, c, gates)
+        y, h_n, c_n, c, gates = call(x, batch_sizes, h0, c0, weights, True, backend, fresh, recompute)
+        ctx.save_for_backward(*tensors, y, c, None if recompute else gates)
         ctx.mark_non_differentiable(c, gates)
         ctx.set_materialize_grads(False)
         ctx.backend = backend
@@ -164,8 +190,11 @@ class _Layer(_SingleLevelFunction):
     @staticmethod
     def backward(ctx: Any, *doutputs: Tensor | None) -> tuple:  # type: ignore[override]
         x, batch_sizes, fresh, h0, c0, *weights, y, c, gates = ctx.saved_tensors
-        _, _, needs_dx, _, _, _, _, *needs_dweights = ctx.needs_input_grad
+        _, _, _, needs_dx, _, _, _, _, *needs_dweights = ctx.needs_input_grad
         needs_dw = any(needs_dweights)
+        if gates is None:
+            with torch.no_grad():
+                gates = layer_gates(x, batch_sizes, h0, weights, y, fresh)
         dx, dh0, dc0, dweights = layer_bwd(
             *doutputs[:3],
             x,
@@ -182,6 +211,7 @@ class _Layer(_SingleLevelFunction):
             fresh,
         )
         return (
+            None,
             None,
             None,
             dx if needs_dx else None,
@@ -256,14 +286,16 @@ def _needs_grad(tensors: Sequence[Tensor | None]) -> bool:
 
 def _layer_fwd_autograd(
     keyset: Any, x: Tensor, batch_sizes: Tensor | None, h0: Tensor, c0: Tensor, weights: Sequence[Tensor],
-    save: bool, backend: str, fresh: Tensor | None = None,
+    save: bool, backend: str, fresh: Tensor | None = None, recompute: bool = False,
 ) -> Forward:  # fmt: skip
     tensors = (x, h0, c0, *weights)
     if _has_tangent(tensors):
         return load("eager").layer_forward(x, batch_sizes, h0, c0, weights, save, fresh)
     if _needs_grad(tensors):
-        return _apply(_Layer, layer_fwd, keyset, backend, x, batch_sizes, fresh, h0, c0, *weights)
-    return _below_autograd(layer_fwd, keyset, x, batch_sizes, h0, c0, weights, save, backend, fresh)
+        given = (x, batch_sizes, fresh, h0, c0, *weights)
+        return _apply(_Layer, layer_fwd, keyset, backend, recompute, *given)
+    args = x, batch_sizes, h0, c0, weights, save, backend, fresh, recompute
+    return _below_autograd(layer_fwd, keyset, *args)
 
 
 def _layer_bwd_autograd(
@@ -314,4 +346,5 @@ def _vmap_by_loop(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 torch.library.register_vmap("fusedlstm::layer_fwd", _vmap_by_loop(layer_fwd), lib=_lib)
+torch.library.register_vmap("fusedlstm::layer_gates", _vmap_by_loop(layer_gates), lib=_lib)
 torch.library.register_vmap("fusedlstm::layer_bwd", _vmap_by_loop(layer_bwd), lib=_lib)

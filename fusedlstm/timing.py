@@ -34,7 +34,7 @@ def once(runner: Runner, device: str = "cpu") -> float:
     """Seconds of one run, after one to warm up."""
     with runner.context():
         runner.run()
-        return _seconds(runner.run, device)
+        return seconds_of(runner.run, device)
 
 
 def interleave(
@@ -87,12 +87,13 @@ def _turn(run: Callable[[], Any], seconds: float, device: str) -> list[float]:
     """Seconds of each run, one after another until they add up to the given ones."""
     found, left = list[float](), seconds
     while not found or left > 0:
-        found.append(_seconds(run, device))
+        found.append(seconds_of(run, device))
         left -= found[-1]
     return found
 
 
-def _seconds(run: Callable[[], Any], device: str) -> float:
+def seconds_of(run: Callable[[], Any], device: str) -> float:
+    """Seconds of one run, as it finds the caches."""
     if torch.device(device).type == "cuda":
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()

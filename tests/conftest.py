@@ -9,6 +9,7 @@ import pytest
 import torch
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic mode wants it on a GPU
+os.environ["FUSEDLSTM_AUTOTUNE"] = "0"  # plans are the model's, and nobody's cache is read
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 

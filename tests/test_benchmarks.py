@@ -17,8 +17,9 @@ import fusedlstm
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import bench_layer, bench_train, compare, memory, report, results
-from benchmarks.contenders import CONTENDERS, ON, Pass
-from benchmarks.shapes import GRID, INFER, ROWS, SETS, TARGETS, WIDE, Row
+from benchmarks.contenders import CONTENDERS, ON, Contender, Pass, _own
+from benchmarks.shapes import FORWARD, GRID, INFER, ROWS, SETS, TARGETS, TRAIN, WIDE, Row
+from fusedlstm import _C
 
 TINY = Row("2x128", H=8, L=2, B=2, T=3, I=4, needs_dx=True)
 
@@ -45,8 +46,13 @@ def test_a_row_is_measured_reported_and_compared(tmp_path: Path, capsys: pytest.
         assert 0 < times["p20"] <= times["p50"] <= times["p80"] and times["runs"] >= 5
     torchs = min(row["ms"][name]["p50"] for name in ("torch", "torch_plain"))
     assert row["ratio"] == pytest.approx(torchs / row["ms"]["ours"]["p50"])
-    flops_per_ms = row["flops"] / row["ms"]["ours"]["p50"]
-    assert row["share"] == pytest.approx(flops_per_ms / row["ceiling_gflops"] / 1e6)
+    floor = row["floor"]
+    assert floor["flops_ms"] == pytest.approx(row["flops"] / row["ceiling_gflops"] / 1e6)
+    assert floor["bytes_ms"] == pytest.approx(floor["bytes"] / row["bandwidth_gb_per_s"] / 1e6)
+    assert floor["ms"] == max(floor["flops_ms"], floor["bytes_ms"]) == floor[f"{floor['bound']}_ms"]
+    assert row["share"] == pytest.approx(floor["ms"] / row["ms"]["ours"]["p50"])
+    assert row["kernel"] == f"{_C.engine()} engine" and row["skipped"] == {}
+    assert row["input_product_ms"] > 0 and not {"clock_mhz", "cudnn", "cold_ms"} & row.keys()
     assert 0 < row["saved_bytes_per_layer"]["ours"] <= row["saved_bytes_per_layer"]["allowed"]
 
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
@@ -95,7 +101,30 @@ def test_training_steps_agree(tmp_path: Path) -> None:
 def test_the_table_of_shapes() -> None:
     assert len(ROWS) >= 40 and len(ROWS) == len(GRID) + len(TARGETS) + len(WIDE), "a name is there twice"
     assert all(set(names) <= set(ROWS) for names in SETS.values())
-    assert "cpu" not in ROWS["2x512-fp16"].devices and all("cuda" in row.devices for row in ROWS.values())
+    for name, where in (("2x512-fp16", ("cuda",)), ("float64", ("cpu",)), ("2x512", ("cpu", "cuda"))):
+        assert ROWS[name].devices == where
+    assert set(SETS["rivals"]) <= set(SETS["gpu"])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"L": 2, "H": 512, "B": 100, "T": 100},
+        {"L": 3, "H": 512, "I": 65},  # Shakespeare
+        {"L": 3, "H": 700},  # Linux
+        {"H": 768, "B": 16, "T": 1024, "dtype": "float16"},
+        {"H": 768, "B": 16, "T": 1024, "dtype": "bfloat16"},
+        {"B": 2048, "T": 16, "H": 128},
+        {"L": 4, "H": 640, "bidirectional": True},
+        {"name": "ocr", "bidirectional": True},
+        {"name": "stream", "B": 1, "mode": INFER},
+        {"T": 10_000},
+        {"H": 101, "B": 7, "T": 113},
+        *({"mode": mode} for mode in (INFER, FORWARD, TRAIN)),
+    ],
+)
+def test_the_shapes_that_people_have_are_measured(sizes: dict[str, Any]) -> None:
+    assert any(all(getattr(row, size) == value for size, value in sizes.items()) for row in ROWS.values())
 
 
 def test_a_gpu_is_asked_for_where_there_is_none() -> None:
@@ -105,6 +134,46 @@ def test_a_gpu_is_asked_for_where_there_is_none() -> None:
         bench_layer.main(device="cuda")
     assert set(ON["cuda"]) >= {"ours", "torch", "torch_plain"}
     assert all(contender.device == device for device in ON for contender in ON[device].values())
+
+
+def test_further_backends_of_ours_stand_beside_the_first(tmp_path: Path) -> None:
+    own = _own("cpu", "cpu", "eager", "triton")
+    assert list(own) == ["ours", "ours:eager", "ours:triton"]
+    found = bench_layer.measure(TINY, CONTENDERS | own, quick=True)
+    assert {"ours", "ours:eager"} <= found["ms"].keys() and "ours:triton" not in found["ms"]
+    assert found["skipped"]["ours:triton"]
+    assert found["parity"]["outputs"]["ours:eager"] <= found["parity"]["outputs"]["allowed"]
+
+
+def test_on_a_cpu_everybody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(bench_layer, "measure", lambda row, who, quick: seen.update(who) or {"skipped": {}})
+    monkeypatch.setattr(bench_layer, "_line", lambda found: "")
+    bench_layer.main("tiny", tmp_path / "a.json")
+    assert list(seen) == [*CONTENDERS, "compile", "loop", "numpy", "flashrnn", "haste"]
+    seen.clear()
+    bench_layer.main("tiny", tmp_path / "b.json", quick=True)
+    assert list(seen) == [*CONTENDERS]
+
+
+def test_on_a_gpu_ours_and_cudnn_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, list[str], set[str], float]] = []
+
+    def run(rows: Any, out: Path, machine: Any, quick: bool, contenders: Any, deadline: float) -> None:
+        calls.append(("ours", [row.name for row in rows], set(contenders), deadline))
+
+    def run_rivals(rows: Any, out: Path, machine: Any, contenders: Any, rivals: Any, deadline: float) -> None:
+        calls.append(("rivals", [row.name for row in rows], set(rivals), deadline))
+
+    monkeypatch.setattr(results, "machine", lambda device: {"device": device})
+    monkeypatch.setattr(bench_layer, "run", run)
+    monkeypatch.setattr(bench_layer, "run_rivals", run_rivals)
+    bench_layer.main("gpu", tmp_path / "a.json", device="cuda", minutes=10)
+    (_, rows, ours, first), (_, few, rivals, second) = calls
+    assert [call[0] for call in calls] == ["ours", "rivals"] and ours == set(ON["cuda"])
+    assert rows == SETS["gpu"] and set(few) == set(SETS["rivals"])
+    assert rivals == {"compile", "loop", "numpy", "flashrnn", "haste"}
+    assert 100 < second - first < 140  # a fifth of the time is kept for them
 
 
 def test_no_row_is_begun_after_the_deadline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,9 +191,15 @@ def test_flops_are_those_of_the_products() -> None:
     assert replace(train, needs_dx=True).flops == 3 * forward
 
 
-def test_numpy_is_timed_only_where_it_is_quick() -> None:
-    assert bench_layer.numpy_ms(TINY)["numpy"]["runs"] == 1
-    assert bench_layer.numpy_ms(TARGETS[0]) == {}
+def test_who_would_take_too_long_is_not_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = {"ours": 1.0, "torch": 0.1, "torch_plain": 1.1, "numpy": 0.9, "loop": 1.1}
+    contenders = {name: Contender(name, torch.nn.LSTM) for name in taken}
+    monkeypatch.setattr(bench_layer, "once", lambda runner, device: next(seconds))
+    for T, slow in ((100, {"torch_plain", "loop"}), (1, set())):  # T=100 is tried at 2 steps
+        seconds = iter(taken.values())
+        found = bench_layer._skipped(replace(TINY, T=T), contenders)
+        assert found.keys() == slow
+        assert all(why == "11 times torch as it comes at T=2, or 55 s a pass" for why in found.values())
 
 
 @pytest.mark.skipif(not memory.RESET_PEAK.exists(), reason="only Linux tells the peak")

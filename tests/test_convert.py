@@ -142,6 +142,13 @@ def test_auto_leaves_to_torch_what_torch_does_faster(monkeypatch: pytest.MonkeyP
         fusedlstm.LSTM(5, 7, dtype=torch.float64, backend="cpu")(torch.randn(2, 5, dtype=torch.float64))
 
 
+def test_onednns_speed_counts_only_where_torch_uses_it() -> None:
+    measured = {"T": 50, "B": 100, "H": 512, "P": 512, "L": 3}
+    assert resolve(spec(**measured), "auto") == "torch"
+    assert resolve(spec(**measured, packed=True), "auto") == "cpu"
+    assert resolve(spec(**measured, resets=True), "auto") == "cpu"
+
+
 def test_other_devices_try_torch_first() -> None:
     assert resolve(spec(device="cuda"), "auto") == "torch"
     assert resolve(spec(device="cuda", ids=True), "auto") == "eager"

@@ -17,6 +17,15 @@ from cases import BACKENDS
 OPS = [name for name in BACKENDS if name != "torch"]
 
 
+def skip_where_torch_fails_under_autocast(**options: Any) -> None:
+    """oneDNN's LSTM raises on processors without bfloat16, where there is nothing to compare with."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.nn.LSTM(6, 8, **options)(torch.randn(5, 3, 6))
+    except RuntimeError as error:
+        pytest.skip(f"torch.nn.LSTM fails under autocast on this processor: {str(error)[:80]}")
+
+
 def pair(*sizes: int, backend: str = "auto", **options: Any) -> tuple[fusedlstm.LSTM, torch.nn.LSTM]:
     """One of ours and one of torch's, with equal weights."""
     ours, torchs = fusedlstm.LSTM(*sizes, backend=backend, **options), torch.nn.LSTM(*sizes, **options)
@@ -159,6 +168,8 @@ def test_dropout_of_nothing_and_of_everything(dropout: float) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}], ids=str)
 def test_autocast_gives_torchs_dtypes(backend: str, options: dict[str, Any]) -> None:
+    if backend == "torch":
+        skip_where_torch_fails_under_autocast(**options)
     ours, torchs = pair(6, 8, backend=backend, **options)
     states = 4 if options else 1
     hx = torch.randn(states, 3, 8), torch.randn(states, 3, 8)
@@ -185,6 +196,7 @@ def test_autocast_takes_ids(backend: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"proj_size": 3}, {"num_layers": 2, "bidirectional": True}], ids=str)
 def test_auto_has_torchs_dtypes_under_autocast(options: dict[str, Any]) -> None:
+    skip_where_torch_fails_under_autocast(**options)
     ours, torchs = pair(6, 8, **options)
     x = torch.randn(5, 3, 6)
     with torch.autocast("cpu", torch.bfloat16):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -61,6 +66,79 @@ def test_a_cuda_graph_captures_the_layer(backend: str) -> None:
     y.zero_()
     graph.replay()
     assert torch.equal(y, expected)
+
+
+@pytest.fixture
+def step_regime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module of graphs, empty, with every call of the Triton backend served by single steps."""
+    if why := fusedlstm.backends()["triton"]:
+        pytest.skip(why)
+    from fusedlstm.backends import triton
+    from fusedlstm.backends.triton import graphs
+
+    def choose(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device, way: str) -> Any:
+        plans = triton._key(B, H, D, dtype, device, way).plans()
+        return next(plan for plan in plans if plan.regime == "step")
+
+    monkeypatch.setattr(triton, "choose", choose)
+    graphs._graphs.clear()
+    yield graphs
+    graphs._graphs.clear()
+
+
+GRAPHS = [Case(40, 20, 16, 160, bi=True, packed="unsorted"), Case(70, 3, 9, 33, ids=True, resets=True)]
+
+
+@pytest.mark.parametrize("case", GRAPHS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_graphs_of_steps(
+    monkeypatch: pytest.MonkeyPatch, step_regime: Any, dtype: torch.dtype, case: Case
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with torch.inference_mode():  # whoever comes first leaves no mark on the graphs
+        fusedlstm.LSTM(16, case.H, device="cuda", dtype=dtype, backend="triton")(
+            torch.zeros(40, 3, 16, device="cuda", dtype=dtype)
+        )
+    found = [ours(case, dtype, "triton", "cuda") for _ in range(2)]
+    assert len(step_regime._graphs) >= 2
+    with torch.cuda.stream(torch.cuda.Stream()):
+        found.append(ours(case, dtype, "triton", "cuda"))
+        torch.cuda.synchronize()
+    monkeypatch.setattr(step_regime, "capturable", lambda device: False)
+    plain = ours(case, dtype, "triton", "cuda")
+    assert_close(plain, case, dtype, "cuda", roundings=8 if dtype == torch.float32 else 1)
+    for results in found:
+        for name, values in plain.items():
+            np.testing.assert_array_equal(values, results[name], err_msg=name)
+
+
+def test_a_new_length_captures_nothing(step_regime: Any) -> None:
+    lstm = fusedlstm.LSTM(8, 64, device="cuda", dtype=torch.bfloat16, backend="triton").requires_grad_(False)
+    for T in (32, 100, 17, 1000):
+        lstm(torch.randn(T, 3, 8, device="cuda", dtype=torch.bfloat16))
+        assert len(step_regime._graphs) == 1
+    lstm(torch.randn(32, 5, 8, device="cuda", dtype=torch.bfloat16))  # the same blocks: nor a new batch
+    assert len(step_regime._graphs) == 1
+
+
+def test_plans_are_timed_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if why := fusedlstm.backends()["triton"]:
+        pytest.skip(why)
+    from fusedlstm.backends import triton
+    from fusedlstm.backends.triton import tuning
+
+    monkeypatch.setenv("FUSEDLSTM_AUTOTUNE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tuning, "_chosen", {})
+    device = torch.device("cuda", torch.cuda.current_device())
+    chosen = triton.choose(16, 128, 1, torch.bfloat16, device, "forward")
+    (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    timed = json.loads(file.read_text())["timed"]
+    print({plan["plan"]["regime"]: plan["ms"] for plan in timed})
+    assert all(0 < plan["ms"] < 100 for plan in timed)
+    monkeypatch.setattr(tuning, "_chosen", {})
+    monkeypatch.setattr(tuning, "milliseconds", lambda run: pytest.fail("it was timed again"))
+    assert triton.choose(16, 128, 1, torch.bfloat16, device, "forward") == chosen
 
 
 def test_cpu_tensors_are_refused() -> None:

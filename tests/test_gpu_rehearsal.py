@@ -138,6 +138,18 @@ def test_figures_that_cannot_be_read_are_told(fakes: dict[str, Step], tmp_path: 
     assert passed and "cannot be read: KeyError" in record["steps"]["good"]["figures"][0]
 
 
+def test_a_wrong_row_fails_the_layer_step_and_a_wrong_rival_does_not() -> None:
+    rows = {
+        "right": {"parity": {"ok": True, "wrong": {"haste": "wrong result: far off"}}},
+        "further": {"parity": {"ok": True, "wrong": {"ours:cuda": "wrong result: off"}}},
+        "wrong": {"parity": {"ok": False, "wrong": {}}},
+        "failed": {"parity": {"ok": False, "why": "failed: MemoryError"}},
+        "refused": {"skipped": {"ours": "too wide"}},
+    }
+    told = ["wrong: wrong result", "failed: failed: MemoryError", "further: ours:cuda wrong result: off"]
+    assert gpu_steps._wrong_rows({"layer": rows}) == told
+
+
 def test_time_is_kept_for_later_steps() -> None:
     first, second = (Step(name, "", "", 10, 50, limit) for name, limit in (("a", 1000), ("b", 60)))
     assert allowance(first, [second], 540) == 490
@@ -325,6 +337,21 @@ def test_the_triton_barrier_checks_itself(seed: int) -> None:
     with seeded(seed):
         barrier_kernel[(5,)](barrier, data, wrong, 6, MOST=8, CHECKED=True, launch_cooperative_grid=True)
     assert not wrong.any() and barrier.item() == 30 and set(data.tolist()) == {0, 5, 6}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the kernels are not interpreted")
+def test_both_ways_of_ids_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is not installed: pip install triton")
+    import triton_on_cpu  # noqa: F401, since it mends the interpreter
+    from benchmarks.micro import triton_ids
+    from fusedlstm.backends import triton
+    from fusedlstm.backends.triton.plans import Card
+
+    monkeypatch.setattr(triton, "_card", lambda device: Card(132, 227 << 10))
+    runs = triton_ids.ways(3, 5, 7, 16, torch.bfloat16, "cpu")
+    found = {name: run() for name, run in runs.items()}
+    for one, other in zip(found["kernel"], found["gathered"], strict=True):
+        assert one.abs().sum() > 0 and torch.equal(one, other)
 
 
 def test_the_page_is_what_the_records_say(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ PACKAGE = Path(fusedlstm.__file__).parent
 # counts.
 HEIGHTS = [
     ("fusedlstm.reference", 0), ("fusedlstm.dynamo", 0), ("fusedlstm._C", 0), ("fusedlstm.timing", 0),
+    ("fusedlstm.resets", 0),
     ("fusedlstm.backends.", 2), ("fusedlstm.backends", 1),
     ("fusedlstm.contract", 3), ("fusedlstm.ops", 4), ("fusedlstm.functional", 5), ("fusedlstm.nn", 6),
     ("fusedlstm.convert", 7), ("fusedlstm.charlm", 9), ("fusedlstm.bench", 10), ("fusedlstm.cli", 11),

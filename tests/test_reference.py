@@ -26,12 +26,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "ids": {"ids": True},
     "bi-ids-lengths-nobias": {"ids": True, "bidirectional": True, "lengths": [1, 4, 2], "bias": False},
     "no-states": {"states": False},
+    "resets": {"resets": True},
+    "bi-resets-lengths-layers": {
+        "resets": True,
+        "bidirectional": True,
+        "lengths": [4, 1, 3],
+        "num_layers": 2,
+    },
+    "bi-resets-proj-ids": {"resets": True, "bidirectional": True, "proj": True, "ids": True},
 }
 
 
 def problem(
-    proj: bool = False, dropout: bool = False, ids: bool = False, states: bool = True, **options: Any
-) -> tuple[list[np.ndarray], list[np.ndarray], dict[str, Any]]:
+    proj: bool = False, dropout: bool = False, ids: bool = False, states: bool = True, resets: bool = False,
+    **options: Any,
+) -> tuple[list[np.ndarray], list[np.ndarray], dict[str, Any]]:  # fmt: skip
     """The arguments x, weights, (h0, c0); gradients of the outputs; the options of reference.forward."""
     random = np.random.default_rng(1)
     normal = random.standard_normal
@@ -47,6 +56,8 @@ def problem(
     gradients = [normal((T, B, D * p)), normal((L * D, B, p)), normal((L * D, B, H))]
     if dropout:
         options["masks"] = [random.integers(2, size=(T, B, D * p)) / 0.5 for _ in range(L - 1)]
+    if resets:
+        options["resets"] = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 1, 0]], bool)
     return arguments, gradients, options | {"states": states}
 
 

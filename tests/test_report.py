@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import compare, plots, report, results, tables
 
-OLD = results.RESULTS / "amd-epyc-2-cores" / "96028acec04f.json"
+OLD = results.RESULTS / "amd-epyc-2-cores-avx512bf16" / "96028acec04f.json"
 Record = dict[str, Any]
 
 
@@ -33,7 +33,8 @@ def row(name: str, ours: float, torch: float, **more: Any) -> Record:
     sizes = {"H": 512, "L": 2, "B": 64, "T": 100, "I": 512, "bidirectional": False, "flops": 4e9}
     return {
         "name": name, **sizes, "mode": "forward+backward", "dtype": "float16", "auto": "triton",
-        "kernel": "persistent", "parity": {"ok": True}, "skipped": {"haste": "is not installed"},
+        "kernel": "grid", "cudnn": "persistent", "clock_mhz": 1980,
+        "parity": {"ok": True}, "skipped": {"haste": "is not installed"},
         "ms": {"ours": times(ours), "ours:eager": times(9 * ours), "torch": times(torch),
                "loop": times(50.0)},
         "cold_ms": {"ours": times(ours + 1), "torch": times(torch + 1)}, "ratio": torch / ours,
@@ -52,11 +53,13 @@ def synthetic() -> Record:
         "triton": "3.6.0", "cuda": "13.0", "driver": "580.0", "clocks_mhz": ["1980", "2619"],
         "python": "3.12.0", "commit": "0123456789ab", "dirty": False,
     }  # fmt: skip
-    wrong = row("wrong", 1.0, 2.0)
+    wrong = row("wrong", 1.0, 2.0, parity={"ok": False})
     del wrong["ms"], wrong["ratio"], wrong["share"], wrong["skipped"]
+    refused = wrong | {"name": "refused", "skipped": {"ours": "too wide"}}
     return {
         "machine": machine,
-        "layer": {"2x512": row("2x512", 2.0, 3.0), "lost": row("lost", 2.0, 1.0), "wrong": wrong},
+        "layer": {"2x512": row("2x512", 2.0, 3.0), "lost": row("lost", 2.0, 1.0), "wrong": wrong,
+                  "refused": refused},
         "scaling": {
             "T": {
                 "base": row("base", 1.0, 1.0), "axis": "T", "values": [1, 100],
@@ -91,12 +94,13 @@ def test_an_old_record_still_has_its_page(old: Record) -> None:
 def test_a_gpu_record_has_all_its_parts(synthetic: Record) -> None:
     page = report.results_page(synthetic, "gpu.json", {"scaling": "s.png", "grid": "g.png"})
     assert "## GPU: Synthetic GPU" in page and "CUDA 13.0, driver 580.0, clocks 1980, 2619 MHz" in page
-    assert "| persistent | triton | 1.80 | 2.00 | 2.20 | 3.00 | - | 1.50 |" in page
+    assert "| grid | triton | 1.80 | 2.00 | 2.20 | 3.00 | - | 1.50 |" in page
     assert "| 2x512 | 20.0 | 15.0 | 0.500 | flops | 4.00 | 2.00 | 25% |" in page  # µs a step: 2 ms and 1.5 ms
-    assert "| 2x512 | 2.00 | 3.00 | 3.00 | 4.00 |" in page  # warm and cold
+    assert "| 2x512 | 2.00 | 3.00 | 3.00 | 4.00 | persistent | 1980 |" in page  # warm and cold
     assert "| row | fusedlstm | fusedlstm eager |" in page and "cuDNN off" in page and "oneDNN" not in page
     assert "- Haste: is not installed (2x512, lost)" in page
-    assert "wrong result: no time" in page
+    assert page.count("| wrong result: no time |") == 1 and page.count("| not measured |") == 1
+    assert "- fusedlstm: too wide (refused)" in page
     assert "| 512 | 2 | 65 | 1 | 50,000 | 25,000 | - | - | 2.00 |" in page
     assert "| cluster barrier | us 0.123, blocks 16 |" in page
     assert "- tests: 7 passed, 1 failed\n- compute-sanitizer racecheck: clean\n" in page
@@ -215,6 +219,10 @@ def test_scaling_has_a_panel_for_each_axis_and_one_for_memory(synthetic: Record)
     assert [list(line.get_ydata()) for line in ms.get_lines()] == [[0.1, 2.0], [0.2, 3.0]]
     assert [list(line.get_ydata()) for line in memory.get_lines()] == [[1.0, 2.0]]
     assert ms.get_xscale() == "log"
+    none = {"base": row("base", 1.0, 1.0), "axis": "B", "values": [], "ms": {"ours": []}}
+    without = plots.scaling(synthetic | {"scaling": synthetic["scaling"] | {"B": none}})
+    assert without is not None and len([ax for ax in without.axes if ax.get_lines()]) == 2
+    assert plots.scaling({"machine": synthetic["machine"], "scaling": {"B": none}}) is None
     assert plots.scaling({"machine": synthetic["machine"]}) is None
 
 
@@ -240,6 +248,9 @@ def test_a_change_within_the_spread_is_none(synthetic: Record, capsys: pytest.Ca
     factors = [float(line.partition(" times as fast")[0].split()[-1]) for line in changes]
     assert factors == sorted(factors) and factors[0] < 1 < factors[-1]
     assert "layer/lost/ours: only in the first" in lines
+    assert [line for line in lines if "WRONG" in line] == [
+        f"layer/wrong: WRONG RESULT in the {which}" for which in ("first", "second")
+    ]
     assert lines[0] == "new: None -> 1"
     assert "geometric mean, layer, ours: 2.000 times as fast; 1 faster, 0 same, 0 slower" in lines
     assert lines[-1].startswith("geometric mean, ")

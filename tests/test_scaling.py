@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 # Last: an installed fusedlstm stays the one that is tested.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import memory, plots, results, scaling
+from benchmarks import memory, plots, results, rivals, scaling
 from benchmarks.contenders import CONTENDERS
 from benchmarks.shapes import Row
 
@@ -44,6 +46,20 @@ def test_time_and_memory_against_t(tmp_path: Path) -> None:
     results.add(tmp_path / "a.json", results.machine(), "scaling", "T", found)
     figure = plots.scaling(json.loads((tmp_path / "a.json").read_text()))
     assert figure is not None and len(figure.axes) == 2
+
+
+@pytest.mark.skipif(not memory.RESET_PEAK.exists(), reason="only Linux tells the peak")
+def test_who_refuses_a_value_and_what_memory_had_no_time_for_is_none(tmp_path: Path) -> None:
+    mine = TWO | {"no": replace(TWO["torch"], refuses=partial(rivals.only_cpu, "cuda"))}
+    found = scaling.measure("T", [1, 9], TINY, time.monotonic() + 60, mine)
+    assert found["ms"]["no"] == found["peak_bytes"]["no"] == [None, None]
+    assert None not in found["ms"]["ours"] + found["peak_bytes"]["torch"]
+    assert scaling._peak(TINY, TWO["ours"], time.monotonic() - 1) is None
+    found["peak_bytes"]["ours"][1] = None
+    results.add(tmp_path / "a.json", results.machine(), "scaling", "T", found)
+    figure = plots.scaling(results.load(tmp_path / "a.json"))
+    assert figure is not None
+    assert [[len(line.get_xdata()) for line in ax.get_lines()] for ax in figure.axes] == [[2, 2], [1, 2]]
 
 
 def test_after_the_deadline_no_value_is_begun() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,82 +25,70 @@ from triton import jit
 
 from fusedlstm.backends import eager, triton
 from fusedlstm.backends.triton import kernels, layer
-from fusedlstm.backends.triton.plans import Card, Plan, candidates
+from fusedlstm.backends.triton.plans import STEP_SHARED_BYTES, Card, candidates
+from triton_backend import A100, H100, REGIMES, TF32X3_ROUNDINGS, layer_call, on_the_cpu, use  # noqa: F401
 from triton_on_cpu import DeadLockError, OutOfBoundsError, RaceError, seeded
 
-H100, A100 = Card(132, 227 << 10), Card(108, 163 << 10)
-REGIMES = ["tile", "grid", "step"]
-# Three TF32 products leave out the one of both low parts, and cut a number after 21 or 22 bits.
-TF32X3_ROUNDINGS = 8
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# What every regime runs. The interpreter takes 10 ms for a step of a program, so they are small; thousands of
+# steps are left to tests/test_gpu.py.
+EVERYWHERE = [
+    Case(1, 1, 3, 17),
+    Case(2, 3, 5, 19, bias=False),
+    Case(2, 17, 4, 33, ids=True, hx=False),
+    Case(3, 5, 4, 17, bi=True, ids=True, packed="unsorted", resets=True),
+    Case(33, 3, 4, 17, bi=True, packed="unsorted"),
+]
+WIDE = Case(2, 3, 4, 130)  # more than one chunk of the product, so more than one program
+# What is the same for all regimes: the layer around them.
+AROUND = [case for case in CASES if case.T <= 7 and case.H <= 33 and not case.proj and not case.resets]
+RUNS = [
+    *((regime, dtype, case) for regime in REGIMES for dtype in DTYPES[:2] for case in EVERYWHERE),
+    *((regime, torch.float16, case) for regime in REGIMES for case in EVERYWHERE[:4]),
+    *((regime, dtype, WIDE) for regime in REGIMES[1:] for dtype in DTYPES[:2]),
+    *(("tile", torch.float32, case) for case in AROUND),
+]
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernels take CPU tensors as if an H100 had them; float32 is exact, as torch's on a CPU."""
-    monkeypatch.setattr(triton, "DEVICES", {"cpu"})
-    monkeypatch.setattr(triton, "_card", lambda device: H100)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    fusedlstm.functional._resolve_cached.cache_clear()
-    yield
-    fusedlstm.functional._resolve_cached.cache_clear()
-
-
-def use(monkeypatch: pytest.MonkeyPatch, regime: str) -> None:
-    """Lets one regime serve all calls."""
-
-    def choose(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device) -> Plan:
-        plans = candidates(B, H, D, dtype, triton._precision(dtype), H100)
-        return next(plan for plan in plans if plan.regime == regime)
-
-    monkeypatch.setattr(triton, "choose", choose)
-
-
-def fits(case: Case, dtype: torch.dtype, regime: str) -> bool:
-    plans = candidates(case.B, case.H, case.D, dtype, "tf32x3", H100)
-    return not case.proj and any(plan.regime == regime for plan in plans)
-
-
-def chosen(dtypes: Sequence[torch.dtype], cases: Sequence[Case]) -> list[tuple[str, torch.dtype, Case]]:
-    # The interpreter takes minutes for long sequences: those are left to one regime, and a few to the others.
-    return [
-        (regime, dtype, case)
-        for regime in REGIMES
-        for dtype in dtypes
-        for case in cases
-        if fits(case, dtype, regime) and (case.T <= 7 or regime == "tile" or case.H == 100)
-    ]
-
-
-HALF = [case for case in CASES if case.T in (2, 33) or case.bi][:9]
-HALF.append(Case(7, 5, 12, 16, L=2, bi=True, ids=True, resets=True))
-
-
-@pytest.mark.parametrize(
-    ("regime", "dtype", "case"),
-    chosen([torch.float32], CASES) + chosen([torch.bfloat16, torch.float16], HALF),
-    ids=str,
-)
+@pytest.mark.parametrize(("regime", "dtype", "case"), RUNS, ids=str)
 def test_outputs_and_gradients(
     monkeypatch: pytest.MonkeyPatch, regime: str, dtype: torch.dtype, case: Case
 ) -> None:
     use(monkeypatch, regime)
     found = ours(case, dtype, "triton")
     assert_close(found, case, dtype, roundings=TF32X3_ROUNDINGS if dtype == torch.float32 else 1)
+    if case.T > 7:
+        return
     with seeded(7):
         again = ours(case, dtype, "triton")
     for name, values in found.items():
         np.testing.assert_array_equal(values, again[name], err_msg=f"{name} depends on the order of programs")
 
 
-def layer_call(dtype: torch.dtype = torch.float32, H: int = 40, packed: bool = False) -> tuple:
-    random = torch.Generator().manual_seed(3)
-
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=random).to(dtype)
-
-    sizes = torch.tensor([3, 3, 2, 1]) if packed else None
-    weights = [normal(4 * H, 5) / 4, normal(4 * H, H) / 6, normal(4 * H), normal(4 * H)]
-    return normal(9 if packed else 12, 5), sizes, normal(1, 3, H), normal(1, 3, H), weights
+def test_every_regime_sees_every_option() -> None:
+    asked: dict[str, Callable[[Case], object]] = {
+        "T = 1": lambda case: case.T == 1,
+        "T = 2": lambda case: case.T == 2,
+        "T = 33, both directions, packed": lambda case: case.T == 33 and case.bi and case.packed,
+        "odd B": lambda case: case.B % 2 and case.B > 1,
+        "B = 1": lambda case: case.B == 1,
+        "two tiles": lambda case: case.B > 16,
+        "odd H": lambda case: case.H % 2,
+        "no bias": lambda case: not case.bias,
+        "ids": lambda case: case.ids,
+        "both directions": lambda case: case.bi,
+        "packed": lambda case: case.packed,
+        "states of zero": lambda case: not case.hx,
+        "resets": lambda case: case.resets,
+    }
+    for regime in REGIMES:
+        for dtype in DTYPES:
+            cases = [case for r, d, case in RUNS if (r, d) == (regime, dtype)]
+            missing = [name for name, has in asked.items() if not any(map(has, cases))]
+            assert missing == (["T = 33, both directions, packed"] if dtype == torch.float16 else [])
+            for case in cases:
+                plans = candidates(case.B, case.H, case.D, dtype, "tf32x3", H100)
+                assert any(plan.regime == regime for plan in plans), f"{case} does not fit {regime}"
 
 
 @pytest.mark.parametrize("regime", REGIMES)
@@ -223,12 +214,68 @@ def test_supports_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
         fusedlstm.LSTM(3, 8, backend="triton")(torch.randn(5, 2, 3))
 
 
-def test_too_old_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """torch finds an H100."""
     monkeypatch.setattr(triton, "DEVICES", {"cuda"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    return monkeypatch
+
+
+def test_too_old_a_gpu_is_named(gpu: pytest.MonkeyPatch) -> None:
+    assert fusedlstm.backends()["triton"] is None
+    gpu.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     assert "compute capability 8.0 (Ampere), got 7.5" in str(fusedlstm.backends()["triton"])
+
+
+def test_too_little_shared_memory_is_named(gpu: pytest.MonkeyPatch) -> None:
+    gpu.setattr(triton, "_card", lambda device: Card(16, 47 << 10))
+    assert "need 48 KiB of shared memory for a block, the GPU has 47" in str(fusedlstm.backends()["triton"])
+    gpu.setattr(triton, "_card", lambda device: Card(16, 48 << 10))
+    assert fusedlstm.backends()["triton"] is None
+
+
+def test_the_step_regime_fits_where_it_is_let_in() -> None:
+    for B in (1, 20, 40, 1000):
+        for dtype in DTYPES:
+            (plan,) = (
+                p for p in candidates(B, 4096, 1, dtype, "tf32", Card(16, 48 << 10)) if p.regime == "step"
+            )
+            operands = (plan.BLOCK_B + 4 * plan.BLOCK_H) * plan.BLOCK_K * dtype.itemsize
+            assert plan.num_stages * operands <= STEP_SHARED_BYTES
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"H": 23170, "P": 23170}, None),
+        ({"H": 23171, "P": 23171}, "takes up to 23170 hidden units in 1 direction(s), got 23171"),
+        ({"H": 16384, "P": 16384, "D": 2}, None),
+        ({"H": 16385, "P": 16385, "D": 2}, "takes up to 16384 hidden units in 2 direction(s), got 16385"),
+        ({"B": 16 * 65535}, None),
+        ({"B": 16 * 65535 + 1}, "takes up to 1048560 sequences, got 1048561"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes: dict[str, int], why: str | None) -> None:
+    assert why_not(replace(Spec("cpu", torch.bfloat16, 5, 2, 3, 8, 8), **changes), "triton") == why
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("sys.modules['triton'] = None", "triton cannot be imported, the kernels need triton 3.6 or newer"),
+        ("import types; old = sys.modules['triton'] = types.ModuleType('triton'); old.__version__ = '3.5.1'",
+         "triton is 3.5.1, the kernels need triton 3.6 or newer: pip install 'triton>=3.6'"),
+    ],
+)  # fmt: skip
+def test_a_triton_that_is_missing_or_too_old_is_named_and_harms_nothing(code: str, why: str) -> None:
+    program = f"import sys; {code}\nimport fusedlstm, torch\nprint(fusedlstm.backends()['triton'])\n"
+    program += "fusedlstm.LSTM(3, 8)(torch.zeros(5, 2, 3))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"not available here: {why}")
 
 
 def test_plans_stay_on_the_card() -> None:

@@ -24,10 +24,35 @@ ASKED = [
 SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 # In a process of its own, since the interpreter is switched on in this one.
 PROGRAM = f"""
+import itertools
 import json
 from benchmarks import aot
+from fusedlstm.backends.triton.plans import candidates
+
+def resets(gpu, regime, H):
+    plans = candidates(33, H, 1, *aot.HALF, gpu.card)
+    plan = next(plan for plan in plans if plan.regime == regime)
+    found = aot.launches(plan, H, 33, *aot.HALF, resets=True)
+    return {{way: aot.report(launch, gpu) for way, launch in found.items()}}
+
+with_resets = {{
+    f"{{name}} {{regime}} {{way}}": row
+    for name in ("sm_80", "sm_90")
+    for regime, H in (("tile", 64), ("grid", 512), ("step", 512))
+    for way, row in resets(aot.GPUS[name], regime, H).items()
+}}
 rows = [row for gpu, H, B in {ASKED} for row in aot.rows({{gpu: aot.GPUS[gpu]}}, [(H, B)])]
-print(json.dumps({{"rows": rows, "document": aot.document(json.loads(aot.RECORD.read_text()))}}))
+steps = {{}}
+for (gpu, card), (dtype, precision) in itertools.product(aot.GPUS.items(), [aot.HALF, aot.SPLIT]):
+    if (dtype, precision) not in card.products:
+        continue
+    plans = aot.candidates(100, 1000, 1, dtype, precision, card.card)
+    plan = next(plan for plan in plans if plan.regime == "step")
+    for way, launch in aot.launches(plan, 1000, 100, dtype, precision).items():
+        both = [aot.report(each, card) for each in (launch, aot.in_graph(launch, dtype))]
+        steps[f"{{gpu}} {{dtype}} {{way}}"] = both
+document = aot.document(json.loads(aot.RECORD.read_text()))
+print(json.dumps({{"rows": rows, "resets": with_resets, "steps": steps, "document": document}}))
 """
 
 Row = dict[str, Any]
@@ -66,6 +91,12 @@ def test_nothing_spills_on_nvidia(rows: list[Row]) -> None:
     assert not any(spills.values()), {name: n for name, n in spills.items() if n}
 
 
+def test_nothing_spills_with_resets(compiled: dict[str, Any]) -> None:
+    found = compiled["resets"]
+    assert len(found) == 2 * 3 * 2
+    assert not {name: row for name, row in found.items() if row["spills"] or not row["mma"]}
+
+
 def test_products_are_made_by_matrix_instructions(rows: list[Row]) -> None:
     without = [name for name, row in passes(rows) if not row["mma"]]
     assert not without
@@ -76,6 +107,13 @@ def test_blocks_fit_in_shared_memory(rows: list[Row]) -> None:
     limits = {name: SHARED_BYTES[row["gpu"]] for name, row in passes(rows)}
     assert all(sizes.values())
     assert not {name: size for name, size in sizes.items() if size > limits[name]}
+
+
+def test_a_graph_costs_a_step_nothing(compiled: dict[str, Any]) -> None:
+    assert len(compiled["steps"]) == 2 * (3 * 2 + 1)
+    for name, (plain, graph) in compiled["steps"].items():
+        assert graph["mma"] == plain["mma"] and graph["shared_bytes"] == plain["shared_bytes"], name
+        assert graph["spills"] == 0 and graph["registers"] <= plain["registers"] + 16, (name, plain, graph)
 
 
 def test_the_committed_rows_are_up_to_date(rows: list[Row]) -> None:

@@ -105,4 +105,11 @@ PYBIND11_MODULE(FUSEDLSTM_CUDA_MODULE, m) {
         return py::make_tuple(a.registers, a.local_bytes, a.blocks_per_multiprocessor, a.clusters);
       },
       "Registers, bytes of local memory, blocks a multiprocessor and clusters that fit, as the driver says.");
+  m.def(
+      "device",
+      [](int index) {
+        const Device d = device(index);
+        return py::make_tuple(d.multiprocessors, d.shared_bytes, d.major, d.minor);
+      },
+      "Multiprocessors, bytes of shared memory that a block may have, and the compute capability.");
 }

@@ -69,6 +69,14 @@ std::string run_backward(int kernel, const BackwardArgs& args, int tiles_at_once
   return run(entry.kernel, entry.run, args, entry.shared_bytes(args.sizes, args.k_splits), tiles_at_once, stream);
 }
 
+Device device(int index) {
+  Device found = {};
+  const cudaError_t error =
+      query(index, &found.multiprocessors, &found.shared_bytes, &found.major, &found.minor);
+  if (error != cudaSuccess) throw std::runtime_error(words(error));
+  return found;
+}
+
 Attributes attributes(bool forward, int kernel, int threads, int shared_bytes, int cluster) {
   Attributes found = {};
   const cudaError_t error =

@@ -22,6 +22,11 @@ struct Attributes {
   int registers, local_bytes, blocks_per_multiprocessor, clusters;  // that are on the device at once; 0: none, or no such thing
 };
 
+// A device: shared_bytes are those that a block may have.
+struct Device {
+  int multiprocessors, shared_bytes, major, minor;
+};
+
 const std::vector<Kernel>& forward_kernels();
 const std::vector<Kernel>& backward_kernels();
 
@@ -33,7 +38,10 @@ int backward_shared_bytes(int kernel, const Sizes& sizes, int k_splits);
 std::string run_forward(int kernel, const ForwardArgs& args, int tiles_at_once, void* stream);
 std::string run_backward(int kernel, const BackwardArgs& args, int tiles_at_once, void* stream);
 
-// For blocks of so many threads and bytes, in clusters of so many; an error in words is thrown as std::runtime_error.
+// An error in words is thrown as std::runtime_error.
+Device device(int index);
+
+// For blocks of so many threads and bytes, in clusters of so many.
 Attributes attributes(bool forward, int kernel, int threads, int shared_bytes, int cluster);
 
 }  // namespace fusedlstm::gpu

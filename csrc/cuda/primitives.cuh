@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <utility>
 
 #define FUSEDLSTM_DEVICE __device__ __forceinline__
 #define FUSEDLSTM_KERNEL(max_threads) __global__ void __launch_bounds__(max_threads, 1)
@@ -209,6 +210,16 @@ cudaError_t launch(void (*kernel)(Args), const LaunchShape& shape, cudaStream_t 
 }
 
 inline const char* error_words(cudaError_t error) { return cudaGetErrorString(error); }
+
+inline cudaError_t query(int device, int* multiprocessors, int* shared_bytes, int* major, int* minor) {
+  const std::pair<int*, cudaDeviceAttr> asked[] = {{multiprocessors, cudaDevAttrMultiProcessorCount},
+                                                   {shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin},
+                                                   {major, cudaDevAttrComputeCapabilityMajor},
+                                                   {minor, cudaDevAttrComputeCapabilityMinor}};
+  for (const auto& [value, attribute] : asked)
+    if (const cudaError_t error = cudaDeviceGetAttribute(value, attribute, device); error != cudaSuccess) return error;
+  return cudaSuccess;
+}
 
 // Registers and bytes of local memory of a thread, and how many blocks, or clusters of them, the device holds at once.
 template <class Args>

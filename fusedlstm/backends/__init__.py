@@ -37,6 +37,7 @@ class Spec:
         grad: a backward pass may follow.
         resets: sequences may start anew in the middle.
         unreadable: it cannot be looked up where: see fusedlstm.resets.
+        recompute: the backward makes the gates again instead of keeping them.
     """
 
     device: str
@@ -54,6 +55,7 @@ class Spec:
     grad: bool = False
     resets: bool = False
     unreadable: bool = False
+    recompute: bool = False
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:
@@ -108,7 +110,10 @@ def resolve(spec: Spec, backend: str) -> str:
 
 def why_not(spec: Spec, name: str) -> str | None:
     """Returns why a backend cannot serve a call, or None when it can."""
-    if name == "torch":
+    reason: str | None
+    if name == "torch" and spec.recompute and spec.grad:
+        reason = "torch's LSTM keeps its gates for the backward, which recompute=True forbids"
+    elif name == "torch":
         reason = "torch's LSTM takes no ids; give it one-hot rows" if spec.ids else None
     else:
         reason = _missing(name) or _modules[name].supports(spec)
@@ -123,6 +128,14 @@ def why_not(spec: Spec, name: str) -> str | None:
 def takes_resets(name: str) -> bool:
     """Whether a backend that is here takes reset masks."""
     return name != "torch" and getattr(_modules[name], "RESETS", False)
+
+
+def kernel(spec: Spec, name: str) -> str | None:
+    """Returns what a backend would run for a call, in its own words; None where it does not tell."""
+    if name == "torch":
+        return None
+    module = load(name)
+    return module.kernel(spec) if hasattr(module, "kernel") else None
 
 
 def reasons(spec: Spec, backend: str = "auto") -> dict[str, str]:

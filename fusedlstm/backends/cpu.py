@@ -29,6 +29,8 @@ def supports(spec: Spec) -> str | None:
 
 def slower(spec: Spec) -> str | None:
     """Where torch was measured faster (benchmarks/RESULTS.md), in words; None elsewhere."""
+    if spec.packed or spec.resets:  # oneDNN takes no packed batch, and cut at resets every batch is one
+        return None
     if not spec.grad and spec.dtype == torch.float32 and spec.H >= 512 and spec.B >= 64 and spec.T > 1:
         return "torch (oneDNN) was measured 1.1 times as fast in inference at L=3, H=512, B=100, T=50"
     return None

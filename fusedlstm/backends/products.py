@@ -1,4 +1,4 @@
-"""One layer on a GPU: the products over all steps, which are torch's, around a recurrence, which is a kernel's."""
+"""One layer on a GPU: the products over all steps, which are torch's, around a recurrence by a kernel."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from . import accumulation
+
+_ROWS_AT_ONCE = 1 << 14  # of gates that are made again, so that what is wide of them stays small
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def forward(
     weights: Sequence[Tensor], save: bool, fresh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Runs one layer; arguments and results as backends.eager.layer_forward."""
-    (D, B, H), N = h0.shape, x.shape[0]
+    (D, _, H), N = h0.shape, x.shape[0]
     y, h_n, c_n = h0.new_empty(N, D * H), torch.empty_like(h0), torch.empty_like(c0)
     c = h0.new_empty((D, N, H) if save else 0, dtype=accumulation(h0.dtype))
     if N == 0:
@@ -131,15 +133,40 @@ def backward(
         return dx, dh0, dc0, [h0.new_empty(0) for _ in weights]
     dweights: list[Tensor] = []
     for d in range(D):
-        h_prev = _previous(y[:, d * H : (d + 1) * H], batch_sizes, h0[d], reverse=d == 1)
-        if fresh is not None:
-            h_prev.masked_fill_(fresh[d, :, None], 0)
+        h_prev = _masked(_previous(y[:, d * H : (d + 1) * H], batch_sizes, h0[d], reverse=d == 1), fresh, d)
         dweights.append(_input_weight_gradient(dgates[d], x, w_ih.shape[2]))
         dweights.append(dgates[d].t() @ h_prev)
         if bias is not None:
             db = dgates[d].sum(0, dtype=torch.float32).to(h0.dtype)
             dweights += [db, db.clone()]
     return dx, dh0, dc0, dweights
+
+
+def recomputed_gates(
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, weights: Sequence[Tensor], y: Tensor,
+    fresh: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """The activated gates [D, N, 4H] once more, from y: all steps at once, since every h is known.
+
+    Args:
+        x, batch_sizes, h0, weights, fresh: as of backends.eager.layer_forward, on any device.
+        y: what it returned [N, D*P].
+    """
+    D, _, P = h0.shape
+    w_ih, w_hh, bias = _weights(weights, D)
+    H4, wide = w_hh.shape[1], accumulation(h0.dtype)
+    gates = h0.new_empty(D, len(y), H4)
+    for d in range(D):
+        h_prev = _masked(_previous(y[:, d * P : (d + 1) * P], batch_sizes, h0[d], reverse=d == 1), fresh, d)
+        for first in range(0, len(y), _ROWS_AT_ONCE):
+            part = slice(first, first + _ROWS_AT_ONCE)
+            gx = x[part] @ w_ih[d].t() if x.is_floating_point() else w_ih[d].t()[x[part]]
+            sums = torch.addmm(gx, h_prev[part], w_hh[d].t()).to(wide)
+            if bias is not None:
+                sums += bias[d]
+            i, f, g, o = sums.chunk(4, 1)
+            gates[d, part] = torch.cat((i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()), 1).to(h0.dtype)
+    return gates
 
 
 def _steps(batch_sizes: Tensor | None, N: int, h0: Tensor, fresh: Tensor | None) -> Steps:
@@ -151,16 +178,17 @@ def _steps(batch_sizes: Tensor | None, N: int, h0: Tensor, fresh: Tensor | None)
 
 
 def _weights(weights: Sequence[Tensor], D: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """w_ih [D, 4H, I], w_hh [D, 4H, H] and the sum of both biases [D, 4H] in float32, or None."""
+    """w_ih [D, 4H, I], w_hh [D, 4H, P] and the sum of both biases [D, 4H], which is wide, or None."""
     count = len(weights) // D
     # One direction's weights are only viewed, not copied.
     w_ih, w_hh = (
         weights[k][None] if D == 1 else torch.stack([weights[k], weights[count + k]]) for k in (0, 1)
     )
-    if count == 2:
+    if count == 2 or weights[2].dim() == 2:
         return w_ih, w_hh, None
-    bias = torch.stack([weights[d * count + 2].float() + weights[d * count + 3].float() for d in range(D)])
-    return w_ih, w_hh, bias
+    wide = accumulation(weights[0].dtype)
+    pairs = [weights[d * count + 2 : d * count + 4] for d in range(D)]
+    return w_ih, w_hh, torch.stack([b_ih.to(wide) + b_hh.to(wide) for b_ih, b_hh in pairs])
 
 
 def _previous(y: Tensor, batch_sizes: Tensor | None, h0: Tensor, reverse: bool) -> Tensor:
@@ -177,6 +205,10 @@ def _previous(y: Tensor, batch_sizes: Tensor | None, h0: Tensor, reverse: bool) 
     before = before.clamp(0, T - 1)
     row = torch.where(there & (b < batch_sizes[before]), start[before] + b, N + b)
     return torch.cat((y, h0)).index_select(0, row.to(y.device, non_blocking=True))
+
+
+def _masked(h_prev: Tensor, fresh: Tensor | None, d: int) -> Tensor:
+    return h_prev if fresh is None else h_prev.masked_fill_(fresh[d, :, None], 0)
 
 
 def _input_weight_gradient(dgates: Tensor, x: Tensor, I: int) -> Tensor:  # noqa: E741

@@ -55,7 +55,7 @@ struct Warp {
   int arrived = 0;   // at `operation`
   void (*operation)(Warp&) = nullptr;
   Where where = {};
-  Operands lanes[32];
+  const Operands* lanes[32];  // on the stacks of lanes, which wait
   std::vector<uint64_t> met;  // per warp of the block: stores up to here are ordered before what this warp does next
 };
 

@@ -107,7 +107,7 @@ class Schedule {
       again = false;
       const int start = m.adversarial() ? static_cast<int>(m.random(w.size)) : 0;
       for (int i = 0; i < w.size; ++i) {
-        const int lane = (start + i) % w.size;
+        const int lane = start + i < w.size ? start + i : start + i - w.size;
         Thread& t = w.threads[lane];
         if (t.wait != Wait::none && !(first && t.wait == Wait::poll)) continue;
         if (has_laggard && lane == lag_thread_ && m.ready + m.polling > 1) continue;

@@ -4,12 +4,12 @@
 namespace {
 using namespace fusedlstm::gpu;
 
-#define BUGS                                                                                                        \
-  none, no_barrier, past_shared, just_past_shared, past_global, before_global, just_past_global, leaves_early,      \
-      two_barriers, spins_plainly, flag_one_less, one_buffer, plain_release, no_wait, release_before_barrier,       \
-      waits_for_nobody, few_bytes, many_bytes, parity, no_init, no_init_done, no_first_sync, late_store,            \
-      rank_too_high, others_mbarrier, extra_arrival, overwrites_mbarrier, half_warp, two_instructions, not_rounded, \
-      misaligned, skips_copy, same_barrier, barrier_count
+#define BUGS                                                                                                   \
+  none, no_barrier, past_shared, just_past_shared, past_global, before_global, just_past_global, leaves_early, \
+      two_barriers, spins_plainly, flag_one_less, one_buffer, plain_release, no_wait, release_before_barrier,  \
+      waits_for_nobody, few_bytes, many_bytes, parity, no_init, no_init_done, no_first_sync, late_store,       \
+      unawaited_store, rank_too_high, others_mbarrier, extra_arrival, overwrites_mbarrier, half_warp,          \
+      two_instructions, not_rounded, misaligned, skips_copy, same_barrier, barrier_count
 enum Bug { BUGS };
 #define TEXT(...) #__VA_ARGS__
 #define TEXT_OF(...) TEXT(__VA_ARGS__)
@@ -83,6 +83,30 @@ FUSEDLSTM_KERNEL(64) grid_kernel(GridArgs args) {
   }
 }
 
+// ---- y [3] = how often a counter was seen below what it was before, its last value, and seen values: one block
+// counts, the other looks
+
+struct CounterArgs {
+  uint32_t *counter, *y;
+  uint32_t end;
+  int bug;
+};
+
+FUSEDLSTM_KERNEL(32) counter_kernel(CounterArgs args) {
+  if (threadIdx.x) return;
+  if (blockIdx.x == 0) {
+    for (uint32_t n = 1; n <= args.end; ++n) store_release(args.counter, n);
+    return;
+  }
+  uint32_t seen = 0;
+  while (seen < args.end) {
+    const uint32_t now = load_acquire(args.counter);
+    args.y[0] += now < seen;
+    args.y[2] += now != seen;
+    args.y[1] = seen = now;
+  }
+}
+
 // ---- y [cluster, 32, 4]: the same exchange in the shared memory of a cluster, by store_async and mbarriers
 
 struct ClusterArgs {
@@ -127,9 +151,10 @@ FUSEDLSTM_KERNEL(32) cluster_kernel(ClusterArgs args) {
     mine = sum;
   }
   args.y[rank * 32 + thread] = mine;
+  const int next = (rank + 1) % args.cluster;
+  if (bug == unawaited_store) store_async(remote(h + thread, next), mine, remote(bars, next));
   cluster_sync();
-  if (bug == late_store)
-    store_async(remote(h, (rank + 1) % args.cluster), mine, remote(bars, (rank + 1) % args.cluster));
+  if (bug == late_store) store_async(remote(h + thread, next), mine, remote(bars, next));
 }
 
 // ---- d [16, 8] = a [16, 32 bytes] b [8, 32 bytes]^T
@@ -204,6 +229,11 @@ int reduce(const float* x, float* y, int blocks, int threads, int shared_bytes, 
 int grid(uint4* h, uint32_t* flags, int blocks, int threads, int steps, int cooperative, int bug) {
   const LaunchShape shape = {dim3(blocks), dim3(threads), 0, 1, cooperative != 0};
   return launch(grid_kernel, shape, nullptr, GridArgs{h, flags, steps, bug});
+}
+
+int counter(uint32_t* counter, uint32_t* y, int end, int bug) {
+  return launch(counter_kernel, {dim3(2), dim3(32), 0, 1, true}, nullptr,
+                CounterArgs{counter, y, static_cast<uint32_t>(end), bug});
 }
 
 int cluster(uint4* y, int blocks, int cluster, int steps, int bug) {

@@ -207,6 +207,8 @@ cudaError_t launch(void (*kernel)(Args), const LaunchShape& shape, cudaStream_t,
 inline const char* error_words(cudaError_t) { return shim::error; }
 
 // There is no device that could be asked.
+inline cudaError_t query(int, int*, int*, int*, int*) { return cudaErrorNotSupported; }
+
 template <class Args>
 cudaError_t query(void (*)(Args), int, int, int, int*, int*, int*, int*) {
   return cudaErrorNotSupported;

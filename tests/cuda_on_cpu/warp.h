@@ -17,7 +17,7 @@ inline void collective(void (*operation)(Warp&), const Operands& operands) {
     fault("warp divergence: other lanes of the warp are at another instruction, at %s:%u", warp.where.file_name(),
           warp.where.line());
   }
-  warp.lanes[t.number % 32] = operands;
+  warp.lanes[t.number % 32] = &operands;
   if (++warp.arrived < 32) return wait(Wait::collective);
   operation(warp);
   warp.arrived = 0;
@@ -45,7 +45,7 @@ void multiply(Warp& warp) {
   Row b[K], d[16];
   for (int lane = 0; lane < 32; ++lane) {
     const int q = lane / 4, t = lane % 4;
-    const Operands& o = warp.lanes[lane];
+    const Operands& o = *warp.lanes[lane];
     for (int e = 0; e < kPerWord; ++e) {
       const auto element = [e](uint32_t word) { return from_bits(kPerWord == 1 ? word : word >> (16 * e) & 0xFFFF); };
       for (int i = 0; i < 4; ++i) a[q + i % 2 * 8][(t + i / 2 * 4) * kPerWord + e] = element(o.a[i]);
@@ -59,14 +59,14 @@ void multiply(Warp& warp) {
     d[row] = sum;
   }
   for (int lane = 0; lane < 32; ++lane)
-    for (int i = 0; i < 4; ++i) warp.lanes[lane].d[i] = d[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
+    for (int i = 0; i < 4; ++i) warp.lanes[lane]->d[i] = d[lane / 4 + i / 2 * 8][2 * (lane % 4) + i % 2];
 }
 
 inline void load_matrices(Warp& warp) {
   for (int lane = 0; lane < 32; ++lane)
     for (int matrix = 0; matrix < 4; ++matrix) {
-      const void* row = warp.lanes[matrix * 8 + lane / 4].row;
-      memcpy(&warp.lanes[lane].r[matrix], static_cast<const unsigned char*>(row) + lane % 4 * 4, 4);
+      const void* row = warp.lanes[matrix * 8 + lane / 4]->row;
+      memcpy(&warp.lanes[lane]->r[matrix], static_cast<const unsigned char*>(row) + lane % 4 * 4, 4);
     }
 }
 

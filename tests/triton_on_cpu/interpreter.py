@@ -126,6 +126,14 @@ class _Builder(interpreter.InterpreterBuilder):
 
     # Memory
 
+    def create_ptr_to_int(self, ptr: TensorHandle, dst_type: tl.dtype) -> TensorHandle:
+        return TensorHandle(np.array([self.memory.address(int(ptr.data.item()))], np.int64), dst_type.scalar)
+
+    def create_int_to_ptr(self, value: TensorHandle, dst_type: tl.dtype) -> TensorHandle:
+        return TensorHandle(
+            np.array([self.memory.pointer(int(value.data.item()))], np.uint64), dst_type.scalar
+        )
+
     def create_masked_load(
         self, ptrs: TensorHandle, mask: TensorHandle, other: TensorHandle | None, *rest: Any
     ) -> TensorHandle:

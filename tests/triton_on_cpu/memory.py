@@ -3,6 +3,9 @@
 A kernel gets addresses that no real memory has, 2 TiB apart, so that an address tells the tensor that it came
 from however it was computed. They become real ones on access, after the bounds of the tensor were checked.
 
+A pointer that a kernel turns into a number is the real address; turned back, in the same launch or a later
+one, it stands for the same tensor, which must live then.
+
 The record holds vector clocks. Two programs may touch the same element, one of them writing, only if a
 release by the first and an acquire by the second lie between. One thread releases or acquires; for the others
 of its program tl.debug_barrier must come before the release, and after the acquire.
@@ -10,11 +13,13 @@ of its program tl.debug_barrier must come before the release, and after the acqu
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+_kept: dict[int, weakref.ref[Tensor]] = {}
 _SPACE = 1 << 41  # bytes between the address spaces of two tensors; each begins in the middle of its own
 
 
@@ -56,27 +61,15 @@ class Memory:
 
     def __init__(self, tensors: dict[str, Tensor], programs: int) -> None:
         self._programs = programs
-        storages: dict[int, list[Tensor]] = {}
-        for name, tensor in tensors.items():
-            if tensor.device.type != "cpu":
-                raise ValueError(f"{name} must be on the CPU, is on {tensor.device}")
-            storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
-        granules = {storage: min(t.itemsize for t in same) for storage, same in storages.items()}
-        records = {
-            storage: _Record(-(-same[0].untyped_storage().nbytes() // granules[storage]), programs)
-            for storage, same in storages.items()
-        }
         self._arguments: list[_Argument] = []
-        for k, (name, tensor) in enumerate(tensors.items()):
-            storage = tensor.untyped_storage().data_ptr()
-            last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-            self._arguments.append(
-                _Argument(
-                    name, (k + 1) * _SPACE + _SPACE // 2, tensor.data_ptr(),
-                    (last + 1) * tensor.itemsize if tensor.numel() else 0, storage, records[storage],
-                    granules[storage],
-                )
-            )  # fmt: skip
+        self._tensors: list[Tensor] = []
+        storages: dict[int, list[Tensor]] = {}
+        for tensor in tensors.values():
+            storages.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+        self._granules = {storage: min(t.itemsize for t in same) for storage, same in storages.items()}
+        self._records: dict[int, _Record] = {}
+        for name, tensor in tensors.items():
+            self._add(name, tensor)
         # What program p knows of q's clock; what it acquired since its last barrier; what it may release.
         self._known = np.eye(programs, dtype=np.int32)
         self._acquired = np.zeros((programs, programs), np.int32)
@@ -86,6 +79,25 @@ class Memory:
     def pointers(self) -> dict[str, int]:
         """The address that the kernel is given for each tensor."""
         return {argument.name: argument.base for argument in self._arguments}
+
+    def address(self, pointer: int) -> int:
+        """The real address of a tensor's first element, for a kernel to keep."""
+        k = pointer // _SPACE - 1
+        if pointer != self._arguments[k].base:
+            raise ValueError(f"only a pointer to the first element of {self._arguments[k].name} may be kept")
+        address = self._arguments[k].address
+        _kept[address] = weakref.ref(self._tensors[k])
+        return address
+
+    def pointer(self, address: int) -> int:
+        """The address that stands in this launch for what a kernel kept."""
+        tensor = _kept[address]() if address in _kept else None
+        if tensor is None:
+            raise OutOfBoundsError(f"{address:#x} was kept from no tensor, or from one that is gone")
+        for argument in self._arguments:
+            if argument.address == address:
+                return argument.base
+        return self._add(f"kept{len(self._arguments)}", tensor).base
 
     def load(self, program: int, pointers: np.ndarray, mask: np.ndarray, itemsize: int) -> np.ndarray:
         """Real addresses for what a program reads."""
@@ -127,6 +139,23 @@ class Memory:
         """The tensor and the element that an address of a kernel stands for."""
         argument = self._arguments[pointer // _SPACE - 1]
         return f"{argument.name}[{(pointer - argument.base) // itemsize}]"
+
+    def _add(self, name: str, tensor: Tensor) -> _Argument:
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{name} must be on the CPU, is on {tensor.device}")
+        storage = tensor.untyped_storage().data_ptr()
+        granule = self._granules.setdefault(storage, tensor.itemsize)
+        if storage not in self._records:
+            elements = -(-tensor.untyped_storage().nbytes() // granule)
+            self._records[storage] = _Record(elements, self._programs)
+        last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        bytes = (last + 1) * tensor.itemsize if tensor.numel() else 0
+        base = (len(self._arguments) + 1) * _SPACE + _SPACE // 2
+        self._arguments.append(
+            _Argument(name, base, tensor.data_ptr(), bytes, storage, self._records[storage], granule)
+        )
+        self._tensors.append(tensor)
+        return self._arguments[-1]
 
     def _access(
         self, program: int, kind: str, pointers: np.ndarray, mask: np.ndarray, itemsize: int

@@ -1,4 +1,4 @@
-"""The CUDA C++ backend: NVIDIA GPUs; float32, float16, bfloat16; any lengths, reset masks, ids, two directions."""
+"""The CUDA C++ backend: NVIDIA GPUs; float32, float16, bfloat16; any lengths, reset masks, ids."""
 
 from __future__ import annotations
 

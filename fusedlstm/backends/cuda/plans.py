@@ -1,8 +1,8 @@
 """Which CUDA kernel serves a recurrence, and how it is cut: the shortest step by a model of the card.
 
-A step is a product (multiply-adds against what is read from shared memory), the sums of the warps that share it,
-the cells, and what brings h, or pieces of dh, to the other blocks. The constants are an H100's, by data sheet and
-published micro-benchmarks; docs/kernels.md says which of them a card has confirmed.
+A step is a product (multiply-adds against what is read from shared memory), the sums of the warps that share
+it, the cells, and what brings h, or pieces of dh, to the other blocks. The constants are an H100's, by data
+sheet and published micro-benchmarks; docs/kernels.md says which of them a card has confirmed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
+from ... import _cuda
 
 TILE, GROUP, WARP = (
     16,
@@ -198,6 +198,6 @@ def _shared_us(read_bytes: int) -> float:
 
 @functools.cache
 def card(index: int) -> Card:
-    """The card of an index, as torch counts them."""
-    found = torch.cuda.get_device_properties(index)
-    return Card(found.multi_processor_count, found.shared_memory_per_block_optin, (found.major, found.minor))
+    """The card of an index."""
+    multiprocessors, shared_bytes, major, minor = _cuda.device(index)
+    return Card(multiprocessors, shared_bytes, (major, minor))

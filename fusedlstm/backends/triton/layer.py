@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 from .. import accumulation
-from . import kernels
+from . import graph_kernels, graphs, kernels
 from .plans import Plan
 
 
@@ -51,10 +51,10 @@ def forward(
     }  # fmt: skip
     if plan.regime == "step":
         cx = c0.to(accumulation(c0.dtype), copy=True)
-        for s in range(T):
-            kernels.lstm_fwd_step_kernel[_grid(plan, B, H, D)](
-                **source, w_ptr=w_hh, hx_ptr=hx, cx_ptr=cx, **saved, s=s, **sizes, **flags, **plan.options()
-            )
+        graphs.launch(
+            kernels.lstm_fwd_step_kernel, graph_kernels.lstm_fwd_graph_kernel, _grid(plan, B, H, D), range(T),
+            {**source, "w_ptr": w_hh, "hx_ptr": hx, "cx_ptr": cx, **saved}, sizes, flags | plan.options(),
+        )  # fmt: skip
         return y, h_n.copy_(hx[T % 2]), c_n.copy_(cx), c, gates if save else gates.new_empty(0)
     kernels.lstm_fwd_kernel[_grid(plan, B, H, D)](
         **source, w_ptr=w_hh, hx_ptr=hx, c0_ptr=c0, h_n_ptr=h_n, c_n_ptr=c_n, **saved, **sizes, **flags,
@@ -86,10 +86,10 @@ def backward(
     }  # fmt: skip
     if plan.regime == "step":
         dh, dc = (t.to(accumulation(t.dtype), copy=True) for t in (dh_n, dc_n))
-        for s in range(T - 1, -2, -1):
-            kernels.lstm_bwd_step_kernel[_grid(plan, B, H, D)](
-                **given, dhx_ptr=dh, dcx_ptr=dc, s=s, **sizes, **flags, **plan.options()
-            )
+        graphs.launch(
+            kernels.lstm_bwd_step_kernel, graph_kernels.lstm_bwd_graph_kernel, _grid(plan, B, H, D),
+            range(T - 1, -2, -1), {"dhx_ptr": dh, "dcx_ptr": dc, **given}, sizes, flags | plan.options(),
+        )  # fmt: skip
         dh0, dc0 = dh.to(h0.dtype), dc.to(c0.dtype)
     else:
         dh0, dc0 = torch.empty_like(h0), torch.empty_like(c0)

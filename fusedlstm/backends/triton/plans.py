@@ -24,15 +24,17 @@ L2_BYTES_PER_CLOCK = 40  # of one multiprocessor, all of them reading
 BARRIER_US = 0.9  # release, then acquire through L2, with Triton's two barriers of the block around them
 CELL_US = 0.35  # latency of what every step does one after another: exponentials, layouts, stores
 LAUNCH_US = 2.5  # of one step's kernel in a graph, its cells included
+STEP_SHARED_BYTES = 48 << 10  # of the step kernels at most: two stages of their operands
 SPARE_SHARED_BYTES = 28 << 10  # beside W_hh: h, dgates and changes of layout
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a plan asks of a GPU: multiprocessors, and bytes of shared memory that one block may have."""
+    """What a plan asks of a GPU: multiprocessors, bytes of shared memory that a block may have, its name."""
 
     multiprocessors: int
     shared_bytes: int
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class Plan:
 def card(index: int) -> Card:
     """The card of an index, as torch counts them."""
     properties = triton.runtime.driver.active.utils.get_device_properties(index)
-    return Card(properties["multiprocessor_count"], properties["max_shared_mem"])
+    return Card(
+        properties["multiprocessor_count"], properties["max_shared_mem"], torch.cuda.get_device_name(index)
+    )
 
 
 def candidates(B: int, H: int, D: int, dtype: torch.dtype, precision: str, card: Card) -> list[Plan]:
