@@ -30,7 +30,7 @@ FUSEDLSTM_INLINE BackwardShared backward_shared(const Sizes& n, int number_bytes
 }
 
 template <class Precision, template <class> class ExchangeOf, int M_REGISTERS, int K_STEPS, int KS, int THREADS>
-FUSEDLSTM_KERNEL(THREADS) backward_kernel(BackwardArgs a) {
+FUSEDLSTM_KERNEL(THREADS) lstm_backward_kernel(BackwardArgs a) {
   using E = typename Precision::E;
   using Exchange = ExchangeOf<Precision>;
   constexpr int MINE = PER_WARP<KS>;

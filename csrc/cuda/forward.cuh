@@ -31,7 +31,7 @@ FUSEDLSTM_INLINE ForwardShared forward_shared(const Sizes& n, int number_bytes, 
 }
 
 template <class Precision, template <class> class ExchangeOf, int K_REGISTERS, int KS, int THREADS>
-FUSEDLSTM_KERNEL(THREADS) forward_kernel(ForwardArgs a) {
+FUSEDLSTM_KERNEL(THREADS) lstm_forward_kernel(ForwardArgs a) {
   using E = typename Precision::E;
   using Exchange = ExchangeOf<Precision>;
   using Math = CellMath<Precision>;

@@ -32,7 +32,7 @@ constexpr const char* name_of<Tf32x3> = "tf32x3";
 template <class Precision, template <class> class Exchange, int KEPT, int KS, int THREADS>
 ForwardEntry forward_entry() {
   return {{Exchange<Precision>::REGIME, name_of<Precision>, KEPT, 0, KS, THREADS},
-          forward_kernel<Precision, Exchange, KEPT, KS, THREADS>,
+          lstm_forward_kernel<Precision, Exchange, KEPT, KS, THREADS>,
           [](const Sizes& n) {
             return forward_shared<Exchange<Precision>>(n, sizeof(typename Precision::E), KEPT, KS).bytes;
           }};
@@ -41,7 +41,7 @@ ForwardEntry forward_entry() {
 template <class Precision, template <class> class Exchange, int KEPT, int K_STEPS, int KS, int THREADS>
 BackwardEntry backward_entry() {
   return {{Exchange<Precision>::REGIME, name_of<Precision>, KEPT, K_STEPS, KS, THREADS},
-          backward_kernel<Precision, Exchange, KEPT, K_STEPS, KS, THREADS>,
+          lstm_backward_kernel<Precision, Exchange, KEPT, K_STEPS, KS, THREADS>,
           [](const Sizes& n, int k_splits) {
             return backward_shared<Exchange<Precision>>(n, sizeof(typename Precision::E), KEPT, KS, k_splits).bytes;
           }};

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .backend import install
 from .build import build, build_module, guarded, missing
 
-__all__ = ["build", "build_module", "guarded", "missing"]
+__all__ = ["build", "build_module", "guarded", "install", "missing"]

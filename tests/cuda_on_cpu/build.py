@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import importlib.util
@@ -13,6 +14,7 @@ import sys
 import sysconfig
 import tempfile
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +23,9 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
+KERNELS = tuple(sorted((CSRC / "cuda").glob("persistent_*.cu")))
+AROUND_THEM = (CSRC / "cuda" / "launch.cu", CSRC / "cuda" / "bindings.cpp")
+MODULE = "_cuda_on_cpu"
 HEADERS = ("cuda_runtime.h", "cuda_bf16.h", "cuda_fp16.h", "crt/host_defines.h")
 # A library must not share its inline variables with another: each has a machine of its own.
 FLAGS = ("-std=c++20", "-O2", "-march=native", "-ffp-contract=off", "-fno-gnu-unique", "-shared", "-fPIC")
@@ -68,10 +73,12 @@ def build(source: Path, *flags: str) -> ctypes.CDLL:
         target = Path(folder) / f"{source.stem}.so"  # loaded, it needs its file no more
         command = ["g++", *FLAGS, *WARNINGS, *flags, "-DFUSEDLSTM_HOST_SHIM", f"-I{HERE}", f"-I{CSRC}"]
         command += ["-isystem", str(headers()), "-x", "c++", str(source), "-o", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-        library = ctypes.CDLL(str(target))
+        _run(*command)
+        return _library(target)
+
+
+def _library(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
     library.shim_error.restype = ctypes.c_char_p
     library.shim_seed.restype = None
     library.shim_allocate.restype = ctypes.c_void_p
@@ -82,38 +89,58 @@ def build(source: Path, *flags: str) -> ctypes.CDLL:
 
 
 @functools.cache
-def build_module(*flags: str) -> ModuleType:
+def build_module(*flags: str, kernels: tuple[Path, ...] = KERNELS) -> ModuleType:
     """fusedlstm._cuda from csrc/cuda, with the shim in place of the hardware.
 
     Args:
-        flags: for the compiler.
+        flags: for the compiler, for the kernels only.
+        kernels: sources in place of the persistent_*.cu, which say what is in the tables.
+
+    Returns:
+        The module; its attribute `shim` is the same library for ctypes, as `build` returns it.
 
     Raises:
         RuntimeError: with the compiler's words, where it refuses.
     """
-    name = "_cuda_on_cpu"
-    sources = [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "cuda" / "bindings.cpp"]
-    includes = [f"-I{HERE}", f"-I{CSRC}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
-    command = ["g++", *FLAGS, *flags, "-DFUSEDLSTM_HOST_SHIM", f"-DFUSEDLSTM_CUDA_MODULE={name}", *includes]
-    command += ["-isystem", str(headers())]
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / f"{name}.so"
-        objects = [Path(folder) / f"{source.stem}.o" for source in sources]
-        compiling = [
-            subprocess.Popen(
-                [*command, "-c", "-x", "c++", str(source), "-o", str(made)], stderr=subprocess.PIPE, text=True
-            )
-            for source, made in zip(sources, objects, strict=True)
+    with ThreadPoolExecutor() as pool:
+        objects = [
+            *pool.map(_object, AROUND_THEM),
+            *pool.map(functools.partial(_object, flags=flags), kernels),
         ]
-        said = "".join(process.communicate()[1] for process in compiling)
-        if any(process.returncode for process in compiling):
-            raise RuntimeError(f"{' '.join(command)}\n{said}")
-        subprocess.run(["g++", *FLAGS, *map(str, objects), "-o", str(target)], check=True)
-        spec = importlib.util.spec_from_file_location(name, target)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / f"{MODULE}.so"
+        _run("g++", *FLAGS, *map(str, objects), "-o", str(target))
+        spec = importlib.util.spec_from_file_location(MODULE, target)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        module.shim = _library(target)  # type: ignore[attr-defined]
     return module
+
+
+@functools.cache
+def _object(source: Path, flags: tuple[str, ...] = ()) -> Path:
+    handle, target = tempfile.mkstemp(suffix=".o", dir=_folder())
+    os.close(handle)
+    includes = [f"-I{HERE}", f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    defines = ["-DFUSEDLSTM_HOST_SHIM", f"-DFUSEDLSTM_CUDA_MODULE={MODULE}"]
+    command = ["g++", *FLAGS, *flags, *defines, *includes, "-isystem", str(headers())]
+    _run(*command, "-c", "-x", "c++", str(source), "-o", target)
+    return Path(target)
+
+
+@functools.cache
+def _folder() -> str:
+    """Where objects lie as long as this process lives."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return folder.name
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
 
 
 def guarded(library: ctypes.CDLL, like: torch.Tensor) -> torch.Tensor:
