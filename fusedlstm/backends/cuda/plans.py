@@ -14,11 +14,7 @@ from dataclasses import dataclass
 
 from ... import _cuda
 
-TILE, GROUP, WARP = (
-    16,
-    8,
-    32,
-)  # sequences of a block, hidden units of a group, threads of a warp: as in csrc/cuda
+TILE, GROUP, WARP = 16, 8, 32  # sequences of a block, units of a group, threads of a warp: as csrc/cuda
 PAIRS = TILE // 4  # cells of a lane, before its group shares them
 GROUPS = 15  # of a block at most, when their warps meet: named barriers
 CLOCK_GHZ = 1.755
@@ -53,6 +49,32 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Terms:
+    """What a step of one tile takes, each in µs.
+
+    Args:
+        product_us: multiply-adds. shared_memory_us: reading their operands, meanwhile.
+        sums_us: parts of sums, or pieces of dh, to and from shared memory.
+        cells_us: of the gates and states.
+        meet_us: threads meet, and blocks.
+        l2_us: h, or pieces of dh, to and from L2.
+    """
+
+    product_us: float
+    shared_memory_us: float
+    sums_us: float
+    cells_us: float
+    meet_us: float
+    l2_us: float
+
+    @property
+    def step_us(self) -> float:
+        """All of them; the products and the reads go on at the same time."""
+        one_after_another = self.sums_us + self.cells_us + self.meet_us + self.l2_us
+        return max(self.product_us, self.shared_memory_us) + one_after_another
+
+
+@dataclass(frozen=True)
 class Plan:
     """A kernel, and how the hidden units are cut.
 
@@ -62,7 +84,8 @@ class Plan:
         k_splits: parts of the product along K (backward).
         tiles_at_once: of sequences in both directions.
         shared_bytes: of a block.
-        step_us: the predicted time of a step, for all tiles.
+        terms: the predicted time of a step of one tile.
+        rounds: of tiles_at_once, one after another.
     """
 
     kernel: Kernel
@@ -71,7 +94,13 @@ class Plan:
     k_splits: int
     tiles_at_once: int
     shared_bytes: int
-    step_us: float
+    terms: Terms
+    rounds: int
+
+    @property
+    def step_us(self) -> float:
+        """The predicted time of a step, for all tiles."""
+        return self.terms.step_us * self.rounds
 
     @property
     def threads(self) -> int:
@@ -105,9 +134,8 @@ def forward_plans(
         kept_bytes = max(k_steps - kernel.kept, 0) * 2 * warps * 512
         read = warps * TILE * width * size // kernel.splits + kept_bytes
         sums = 2 * (units // GROUP) * PAIRS * (kernel.splits - 1) * 512
-        us = _product_us(TILE * 4 * units * width, read, precision) + _shared_us(sums)
-        moved = TILE * width * size
-        found.append(_plan(kernel, slices, units, 1, needed, us, moved, B, D, card))
+        terms = _terms(kernel, units, width, read, sums, TILE * width * size)
+        found.append(_plan(kernel, slices, units, 1, needed, terms, B, D, card))
     return _sorted(found)
 
 
@@ -127,10 +155,10 @@ def backward_plans(
             tiles = math.ceil(math.ceil(width / 16) / (warps // k_splits))
             kept_bytes = max(tiles - kernel.kept, 0) * k_steps * warps * 512
             read = warps * TILE * 4 * units * size // k_splits + kept_bytes
-            pieces = k_splits * TILE * width * 4  # of dh, written and read
-            us = _product_us(TILE * 4 * units * width, read, precision)
-            us += _shared_us(2 * pieces if kernel.regime != "grid" else 0)
-            found.append(_plan(kernel, slices, units, k_splits, needed, us, 2 * pieces, B, D, card))
+            pieces = 2 * k_splits * TILE * width * 4  # of dh, written and read
+            sums = pieces if kernel.regime != "grid" else 0
+            terms = _terms(kernel, units, width, read, sums, pieces)
+            found.append(_plan(kernel, slices, units, k_splits, needed, terms, B, D, card))
     return _sorted(found)
 
 
@@ -162,21 +190,18 @@ def _cuts(H: int, precision: str, card: Card, kernels: list[Kernel]) -> Iterator
 
 
 def _plan(
-    kernel: Kernel, slices: int, units: int, k_splits: int, shared_bytes: int, us: float, moved: int, B: int,
-    D: int, card: Card,
+    kernel: Kernel, slices: int, units: int, k_splits: int, shared_bytes: int, terms: Terms, B: int, D: int,
+    card: Card,
 ) -> Plan | None:  # fmt: skip
-    """The plan with its time, or None where it does not fit on the card."""
+    """The plan, or None where it does not fit on the card."""
     tiles = math.ceil(B / TILE)
     at_once = card.multiprocessors // slices // D
     if shared_bytes > card.shared_bytes or at_once < 1:
         return None
-    us += CELL_US + MEET_US[kernel.regime]
-    if kernel.regime == "grid":
-        us += moved / L2_BYTES_PER_CLOCK / CLOCK_GHZ / 1e3
-    us *= math.ceil(tiles / at_once)
     # Only the blocks of a grid wait for blocks that might not have begun; others may queue.
     limit = at_once if kernel.regime == "grid" else tiles
-    return Plan(kernel, slices, units, k_splits, max(1, min(limit, tiles)), shared_bytes, us)
+    together, rounds = max(1, min(limit, tiles)), math.ceil(tiles / at_once)
+    return Plan(kernel, slices, units, k_splits, together, shared_bytes, terms, rounds)
 
 
 def _sorted(plans: list[Plan | None]) -> list[Plan]:
@@ -187,13 +212,20 @@ def _bytes(precision: str) -> int:
     return 2 if precision.endswith("float16") else 4
 
 
-def _product_us(macs: int, read_bytes: int, precision: str) -> float:
-    clocks = max(macs / MACS_PER_CLOCK[precision], read_bytes / SHARED_BYTES_PER_CLOCK)
+def _terms(kernel: Kernel, units: int, width: int, read: int, sums: int, moved: int) -> Terms:
+    """The terms of a step, from bytes read and summed in shared memory, and moved through L2 by a grid."""
+    return Terms(
+        product_us=_us(TILE * 4 * units * width / MACS_PER_CLOCK[kernel.precision]),
+        shared_memory_us=_us(read / SHARED_BYTES_PER_CLOCK),
+        sums_us=_us(sums / SHARED_BYTES_PER_CLOCK),
+        cells_us=CELL_US,
+        meet_us=MEET_US[kernel.regime],
+        l2_us=_us(moved / L2_BYTES_PER_CLOCK) if kernel.regime == "grid" else 0.0,
+    )
+
+
+def _us(clocks: float) -> float:
     return clocks / CLOCK_GHZ / 1e3
-
-
-def _shared_us(read_bytes: int) -> float:
-    return read_bytes / SHARED_BYTES_PER_CLOCK / CLOCK_GHZ / 1e3
 
 
 @functools.cache
