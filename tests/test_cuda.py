@@ -92,7 +92,7 @@ def same_bits(found: Results, again: Results, when: str) -> None:
         np.testing.assert_array_equal(values, again[name], err_msg=f"{name} differs {when}")
 
 
-# Of sequences several tiles, the last of which is not full, of lengths that differ; of units some are padding.
+# Of sequences several tiles, the last not full, of lengths that differ; of units some are padding.
 CUT = [Case(3, 19, 3, H, packed="unsorted") for H in (40, 120)]
 CUT += [Case(2, 2, 3, 300, bi=True, resets=True), Case(2, 2, 3, 1100)]
 FEW_SLICES = 16
@@ -123,7 +123,9 @@ def test_every_kernel_however_it_is_cut(
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", precision == "tf32")
     dtype, make, run = PRECISIONS[precision], cuda.plans, numbers_run(monkeypatch, cuda)
     used: dict[bool, list[Any]] = {True: [], False: []}
+    every = cuda._plans
     for case in CUT:
+        monkeypatch.setattr(cuda, "_plans", every)
         plans = {
             forward: wanted(make(forward, case.B, case.H, case.D, dtype, CPU), forward, precision)
             for forward in used
@@ -145,7 +147,9 @@ def test_every_kernel_however_it_is_cut(
     for forward, plans in used.items():
         assert run[forward] == {k.number for k in cuda._kernels(forward) if k.precision == precision}
         spilled = {plan.kernel.regime for plan in plans if kept(plan, forward, precision)}
-        assert spilled >= {"cluster", "grid"} and (not forward or precision == "float16" or "block" in spilled)
+        assert spilled >= {"cluster", "grid"} and (
+            not forward or precision == "float16" or "block" in spilled
+        )
         assert {plan.slices for plan in plans if plan.kernel.regime == "cluster"} == {2, 4, 8, 16}
         for regime in REGIMES:
             splits = {plan.k_splits for plan in plans if plan.kernel.regime == regime}
@@ -262,7 +266,7 @@ def test_memory_is_kept_within_its_bounds(
 
 
 def guarded(module: ModuleType, recurrence: Callable[[Any], None]) -> Callable[[Any], None]:
-    """The recurrence on copies of its tensors that know their bounds; a tensor that is two arguments stays so."""
+    """The recurrence on copies of its tensors that know their bounds; what is two arguments stays so."""
 
     def run(call: Any) -> None:
         copies: dict[int, torch.Tensor] = {}
@@ -335,7 +339,9 @@ def test_a_kernel_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, cuda: Mod
 
 
 def test_supports_says_why_not(monkeypatch: pytest.MonkeyPatch, cuda: ModuleType) -> None:
-    def why(device: str = "cpu", dtype: torch.dtype = torch.float32, H: int = 8, P: int = 8, D: int = 1) -> str:
+    def why(
+        device: str = "cpu", dtype: torch.dtype = torch.float32, H: int = 8, P: int = 8, D: int = 1
+    ) -> str:
         return str(why_not(Spec(device, dtype, 5, 2, 3, H, P, D, grad=True), "cuda"))
 
     assert why() == "None" and cuda.kernel(Spec("cpu", torch.float32, 5, 2, 3, 8, 8)) in REGIMES
@@ -368,11 +374,15 @@ def test_without_its_extension_the_backend_says_so(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(registry, "_reasons", {})
     said = str(fusedlstm.backends()["cuda"])
     assert said.startswith("not available here: ") and "_cuda" in said
-    with pytest.raises(ValueError, match="backend='cuda' .*not available here"):
+    with pytest.raises(ValueError, match=r"backend='cuda' .*not available here"):
         fusedlstm.LSTM(3, 8, backend="cuda")(torch.randn(5, 2, 3))
 
 
-CARDS = {"H100": (132, 227 << 10, (9, 0)), "A100": (108, 163 << 10, (8, 0)), "RTX 4090": (128, 99 << 10, (8, 9))}
+CARDS = {
+    "H100": (132, 227 << 10, (9, 0)),
+    "A100": (108, 163 << 10, (8, 0)),
+    "RTX 4090": (128, 99 << 10, (8, 9)),
+}
 
 
 @pytest.mark.parametrize("name", CARDS)

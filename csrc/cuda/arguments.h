@@ -21,15 +21,15 @@ struct Sizes {
 
 // Memory through which blocks of a cooperative grid talk; null elsewhere.
 struct Mail {
-  void* data;       // forward: E [2, D, tiles, TILE, slices * units]; backward: float [2, D, tiles, slices, slices, ...]
+  void* data;  // forward: E [2, D, tiles, TILE, slices * units]; backward: float [2, D, tiles, slices, slices, ...]
   uint32_t* flags;  // [D, tiles, slices], zero at first: steps that a block has given to the others
 };
 
 struct ForwardArgs {
   Sizes sizes;
   Mail mail;
-  const void* gx;     // E [D, N, 4H] x W_ih^T, or with ids [D, I, 4H] W_ih^T
-  int64_t gx_stride;  // of D
+  const void* gx;      // E [D, N, 4H] x W_ih^T, or with ids [D, I, 4H] W_ih^T
+  int64_t gx_stride;   // of D
   const int64_t* ids;  // [N], or null
   const float* bias;   // [D, 4H], or null
   const void* w_hh;    // E [D, 4H, H]

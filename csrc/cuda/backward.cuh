@@ -18,7 +18,8 @@ FUSEDLSTM_INLINE BackwardShared backward_shared(const Sizes& n, int number_bytes
                                                 int k_splits) {
   BackwardShared s = {};
   const int groups = n.units / 8, warps = groups * KS, rows = warps / k_splits;
-  const int tiles = ((n.slices * groups + 1) / 2 + rows - 1) / rows, k_steps = 4 * n.units * number_bytes / 32 / k_splits;
+  const int tiles = ((n.slices * groups + 1) / 2 + rows - 1) / rows,
+            k_steps = 4 * n.units * number_bytes / 32 / k_splits;
   s.dgates_row = padded_bytes(4 * n.units * number_bytes);
   s.dgates_buffer = TILE * s.dgates_row;
   s.pieces = ceil_to(Exchange::DGATES_BUFFERS * s.dgates_buffer, 16);
@@ -30,7 +31,8 @@ FUSEDLSTM_INLINE BackwardShared backward_shared(const Sizes& n, int number_bytes
 }
 
 template <class Precision, template <class> class ExchangeOf, int M_REGISTERS, int K_STEPS, int KS, int THREADS>
-FUSEDLSTM_KERNEL(THREADS) lstm_backward_kernel(BackwardArgs a) {
+FUSEDLSTM_KERNEL(THREADS)
+lstm_backward_kernel(BackwardArgs a) {
   using E = typename Precision::E;
   using Exchange = ExchangeOf<Precision>;
   constexpr int MINE = PER_WARP<KS>;
@@ -83,7 +85,8 @@ FUSEDLSTM_KERNEL(THREADS) lstm_backward_kernel(BackwardArgs a) {
     dc[i] = there && a.dc_n ? Precision::load(static_cast<const E*>(a.dc_n)[state]) : 0.0f;
   }
 
-  // What the forward saved for a step: c_before is what it started from, so it is the c of the step that comes next here.
+  // What the forward saved for a step: c_before is what it started from, so it is the c of the step that comes next
+  // here.
   struct Saved {
     E gates[MINE][4], dy[MINE];
     float c_before[MINE];
@@ -149,14 +152,14 @@ FUSEDLSTM_KERNEL(THREADS) lstm_backward_kernel(BackwardArgs a) {
     for (int i = 0; i < MINE; ++i) c[i] = x.c_before[i];
     load(before, before_that, x);
 
-    auto send = [&](int m, const float(&sum)[COLUMNS][4]) {
+    auto send = [&](int m, const float (&sum)[COLUMNS][4]) {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         if (2 * m + half < n.slices * groups)
           exchange.send(k, k_split, 2 * m + half,
                         make_float4(sum[0][2 * half], sum[0][2 * half + 1], sum[1][2 * half], sum[1][2 * half + 1]));
     };
-    auto multiply = [&](float(&sum)[COLUMNS][4], const uint32_t(&first)[4], const uint32_t(&b)[4]) {
+    auto multiply = [&](float (&sum)[COLUMNS][4], const uint32_t (&first)[4], const uint32_t (&b)[4]) {
 #pragma unroll
       for (int column = 0; column < COLUMNS; ++column)
         Precision::mma(sum[column], first, b[2 * column], b[2 * column + 1]);

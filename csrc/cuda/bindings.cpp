@@ -23,8 +23,16 @@ T* pointer(Address address) {
 
 // [T, B, N, H, D, slices, units]
 Sizes sizes_of(const std::vector<int64_t>& s, Address offsets = 0, Address fresh = 0) {
-  return {s.at(0), s.at(1), s.at(2), int(s.at(3)), int(s.at(4)), int(s.at(5)), int(s.at(6)), 0,
-          pointer<int64_t>(offsets), pointer<bool>(fresh)};
+  return {s.at(0),
+          s.at(1),
+          s.at(2),
+          int(s.at(3)),
+          int(s.at(4)),
+          int(s.at(5)),
+          int(s.at(6)),
+          0,
+          pointer<int64_t>(offsets),
+          pointer<bool>(fresh)};
 }
 
 void check(const std::string& error, const Kernel& kernel) {
@@ -90,8 +98,9 @@ PYBIND11_MODULE(FUSEDLSTM_CUDA_MODULE, m) {
   m.doc() = "The CUDA kernels of fusedlstm; their caller is fusedlstm.backends.cuda.";
   m.def("forward", &forward);
   m.def("backward", &backward);
-  m.def("forward_kernels", [] { return described(forward_kernels()); },
-        "(regime, precision, kept, k_steps, splits, threads) of each, by number.");
+  m.def(
+      "forward_kernels", [] { return described(forward_kernels()); },
+      "(regime, precision, kept, k_steps, splits, threads) of each, by number.");
   m.def("backward_kernels", [] { return described(backward_kernels()); });
   m.def("forward_shared_bytes",
         [](int kernel, const std::vector<int64_t>& sizes) { return forward_shared_bytes(kernel, sizes_of(sizes)); });

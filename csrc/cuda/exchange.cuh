@@ -2,11 +2,11 @@
 // backward. Three ways: within one block; within a cluster, by stores into the other blocks' shared memory that
 // complete an mbarrier there; within a cooperative grid, through L2 and a flag of each block.
 //
-// Forward: put() and give() bring h after step s to every block of the tile, wait(s) returns where h before step s lies.
-// Backward: send() brings a piece of dh to the block that owns its units, gather() adds up what came.
-// What may be overwritten when: a block gives h of step s + 1 away after it has all of step s, and others gave that
-// after a meeting of their threads behind the product of step s. So a buffer of two steps ago is free. The same holds
-// for the pieces of dh. A stage, and the operand of the backward's product, are free again after a later meeting.
+// Forward: put() and give() bring h after step s to every block of the tile, wait(s) returns where h before step s
+// lies. Backward: send() brings a piece of dh to the block that owns its units, gather() adds up what came. What may be
+// overwritten when: a block gives h of step s + 1 away after it has all of step s, and others gave that after a meeting
+// of their threads behind the product of step s. So a buffer of two steps ago is free. The same holds for the pieces of
+// dh. A stage, and the operand of the backward's product, are free again after a later meeting.
 #pragma once
 #include "../cell.h"
 #include "place.cuh"
@@ -15,11 +15,11 @@ namespace fusedlstm::gpu {
 
 // Where things lie in a block's shared memory, in bytes from its beginning.
 struct ForwardShared {
-  int h, h_row, h_buffer;      // operand [TILE, slices * units]: begin, bytes of a row, of a buffer
-  int stage, stage_row;        // the block's own h [TILE, units] on its way to others
-  int sums;                    // float4 [groups, PAIRS, KS, 32] on their way within a group
-  int weights;                 // uint4 [steps, 2, warps, 32]: what does not fit in registers
-  int bars;                    // two mbarriers
+  int h, h_row, h_buffer;  // operand [TILE, slices * units]: begin, bytes of a row, of a buffer
+  int stage, stage_row;    // the block's own h [TILE, units] on its way to others
+  int sums;                // float4 [groups, PAIRS, KS, 32] on their way within a group
+  int weights;             // uint4 [steps, 2, warps, 32]: what does not fit in registers
+  int bars;                // two mbarriers
   int bytes;
 };
 
@@ -122,7 +122,10 @@ struct ClusterForward {
 
   FUSEDLSTM_DEVICE ClusterForward(const Sizes& n, const Mail&, const Place& me, unsigned char* shared,
                                   const ForwardShared& at)
-      : n(n), me(me), shared(shared), at(at),
+      : n(n),
+        me(me),
+        shared(shared),
+        at(at),
         arrivals(reinterpret_cast<uint64_t*>(shared + at.bars), n.slices * TILE * at.stage_row) {}
   FUSEDLSTM_DEVICE unsigned char* stage(int64_t s) const { return shared + at.stage + s % 2 * TILE * at.stage_row; }
   FUSEDLSTM_DEVICE const unsigned char* wait(int64_t s) const {
@@ -160,8 +163,11 @@ struct ClusterBackward {
 
   FUSEDLSTM_DEVICE ClusterBackward(const Sizes& n, const Mail&, const Place& me, unsigned char* shared,
                                    const BackwardShared& at, int k_splits)
-      : pieces(reinterpret_cast<float4*>(shared + at.pieces)), groups(n.units / 8), all(n.slices * k_splits),
-        k_splits(k_splits), me(me),
+      : pieces(reinterpret_cast<float4*>(shared + at.pieces)),
+        groups(n.units / 8),
+        all(n.slices * k_splits),
+        k_splits(k_splits),
+        me(me),
         arrivals(reinterpret_cast<uint64_t*>(shared + at.bars), n.slices * k_splits * (n.units / 8) * 512) {}
   FUSEDLSTM_DEVICE float4* from(int64_t k, int source, int group) const {
     return pieces + ((k % 2 * all + source) * groups + group) * 32 + me.lane;
@@ -265,8 +271,13 @@ struct GridBackward {
 
   FUSEDLSTM_DEVICE GridBackward(const Sizes& n, const Mail& mail, const Place& me, unsigned char* shared,
                                 const BackwardShared& at, int k_splits)
-      : n(n), me(me), data(static_cast<float4*>(mail.data)), sums(reinterpret_cast<float4*>(shared + at.sums)),
-        groups(n.units / 8), k_splits(k_splits), flags(n, mail, me) {}
+      : n(n),
+        me(me),
+        data(static_cast<float4*>(mail.data)),
+        sums(reinterpret_cast<float4*>(shared + at.sums)),
+        groups(n.units / 8),
+        k_splits(k_splits),
+        flags(n, mail, me) {}
   // float4 [2, D, tiles, receivers, sources, groups, 32]
   FUSEDLSTM_DEVICE float4* mail(int64_t k, int receiver, int source, int group) const {
     const int64_t row = ((k % 2 * n.D + me.d) * tiles_of(n) + me.tile) * n.slices + receiver;

@@ -2,12 +2,12 @@
 //
 //   [i f g o] = act(gx_t + bias + h W_hh^T)       c_t, h_t: ../cell.h
 //
-// A block keeps its 4 * units rows of W_hh for all T steps: as the first operand of matrix instructions, in registers as
-// far as these go (K_REGISTERS steps along K), the rest in shared memory as registers would have it. h of the whole
+// A block keeps its 4 * units rows of W_hh for all T steps: as the first operand of matrix instructions, in registers
+// as far as these go (K_REGISTERS steps along K), the rest in shared memory as registers would have it. h of the whole
 // tile is the second operand, in shared memory; c stays in registers. Sums, c and gates are float32. Rows of a warp's
 // two matrix tiles are gates (i, f) and (g, o) of 8 units, so that a lane receives all four gates of its cells. The KS
-// warps of a group each take a part of K; their sums are added in a fixed order. How h gets from the blocks that made it
-// to those that need it is the Exchange's affair (exchange.cuh).
+// warps of a group each take a part of K; their sums are added in a fixed order. How h gets from the blocks that made
+// it to those that need it is the Exchange's affair (exchange.cuh).
 #pragma once
 #include "../cell.h"
 #include "exchange.cuh"
@@ -31,7 +31,8 @@ FUSEDLSTM_INLINE ForwardShared forward_shared(const Sizes& n, int number_bytes, 
 }
 
 template <class Precision, template <class> class ExchangeOf, int K_REGISTERS, int KS, int THREADS>
-FUSEDLSTM_KERNEL(THREADS) lstm_forward_kernel(ForwardArgs a) {
+FUSEDLSTM_KERNEL(THREADS)
+lstm_forward_kernel(ForwardArgs a) {
   using E = typename Precision::E;
   using Exchange = ExchangeOf<Precision>;
   using Math = CellMath<Precision>;
@@ -108,7 +109,7 @@ FUSEDLSTM_KERNEL(THREADS) lstm_forward_kernel(ForwardArgs a) {
     }
     const unsigned char* operand = exchange.wait(s);
     float sum[2][COLUMNS][4] = {};
-    auto multiply = [&](int k, const uint32_t(&first)[4], const uint32_t(&second)[4]) {
+    auto multiply = [&](int k, const uint32_t (&first)[4], const uint32_t (&second)[4]) {
       uint32_t b[4];
       load_b(b, operand, at.h_row, me.split * k_steps + k, me.lane);
 #pragma unroll
@@ -121,7 +122,8 @@ FUSEDLSTM_KERNEL(THREADS) lstm_forward_kernel(ForwardArgs a) {
     for (int k = 0; k < K_REGISTERS; ++k)
       if (k < k_steps) multiply(k, w[k][0], w[k][1]);
     for (int k = K_REGISTERS; k < k_steps; ++k) {
-      const uint4 first = kept[(k - K_REGISTERS) * 2 * warps * 32], second = kept[((k - K_REGISTERS) * 2 + 1) * warps * 32];
+      const uint4 first = kept[(k - K_REGISTERS) * 2 * warps * 32],
+                  second = kept[((k - K_REGISTERS) * 2 + 1) * warps * 32];
       multiply(k, {first.x, first.y, first.z, first.w}, {second.x, second.y, second.z, second.w});
     }
 
@@ -163,7 +165,8 @@ FUSEDLSTM_KERNEL(THREADS) lstm_forward_kernel(ForwardArgs a) {
       c_saved[i] = live[i] ? c_t : c[i];
       const bool fresh = is_fresh(n, me.d, next, b);
       c[i] = fresh ? 0.0f : c_saved[i];
-      if (owner) exchange.put(s, column, me.group * 8 + me.q, Precision::operand(Precision::store(fresh ? 0.0f : h[i])));
+      if (owner)
+        exchange.put(s, column, me.group * 8 + me.q, Precision::operand(Precision::store(fresh ? 0.0f : h[i])));
     }
     exchange.give(s);
 

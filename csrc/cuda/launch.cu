@@ -71,8 +71,7 @@ std::string run_backward(int kernel, const BackwardArgs& args, int tiles_at_once
 
 Device device(int index) {
   Device found = {};
-  const cudaError_t error =
-      query(index, &found.multiprocessors, &found.shared_bytes, &found.major, &found.minor);
+  const cudaError_t error = query(index, &found.multiprocessors, &found.shared_bytes, &found.major, &found.minor);
   if (error != cudaSuccess) throw std::runtime_error(words(error));
   return found;
 }

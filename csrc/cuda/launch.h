@@ -11,15 +11,16 @@ namespace fusedlstm::gpu {
 struct Kernel {
   const char* regime;     // "block", "cluster" or "grid"
   const char* precision;  // "bfloat16", "float16", "tf32" or "tf32x3"
-  int kept;     // forward: steps along K of W_hh in a warp's registers; backward: matrix tiles of W_hh^T
-  int k_steps;  // backward: steps along K, at most; forward: 0
-  int splits;   // warps that share a group of 8 hidden units
-  int threads;  // at most
+  int kept;               // forward: steps along K of W_hh in a warp's registers; backward: matrix tiles of W_hh^T
+  int k_steps;            // backward: steps along K, at most; forward: 0
+  int splits;             // warps that share a group of 8 hidden units
+  int threads;            // at most
 };
 
 // What the driver says of a kernel.
 struct Attributes {
-  int registers, local_bytes, blocks_per_multiprocessor, clusters;  // that are on the device at once; 0: none, or no such thing
+  int registers, local_bytes, blocks_per_multiprocessor,
+      clusters;  // that are on the device at once; 0: none, or no such thing
 };
 
 // A device: shared_bytes are those that a block may have.

@@ -8,7 +8,7 @@
 
 namespace fusedlstm::gpu {
 
-constexpr int PAIRS = TILE / 4;  // of a lane, before its group shares them
+constexpr int PAIRS = TILE / 4;    // of a lane, before its group shares them
 constexpr int COLUMNS = TILE / 8;  // matrix tiles side by side
 static_assert(COLUMNS == 2, "fragments go around as four floats a lane");
 
@@ -16,11 +16,11 @@ template <int KS>
 constexpr int PER_WARP = KS < PAIRS ? PAIRS / KS : 1;
 
 struct Place {
-  int slice, tile, d;        // of the block
-  int warp, lane, q, t;      // of the thread
-  int group, split;          // of the warp: which 8 units of the block; which of the group's warps
-  int b0, u0;                // first sequence and first hidden unit of the block
-  int unit;                  // of the lane
+  int slice, tile, d;    // of the block
+  int warp, lane, q, t;  // of the thread
+  int group, split;      // of the warp: which 8 units of the block; which of the group's warps
+  int b0, u0;            // first sequence and first hidden unit of the block
+  int unit;              // of the lane
 
   FUSEDLSTM_DEVICE Place(const Sizes& n, int KS) {
     slice = blockIdx.x, tile = n.first_tile + blockIdx.y, d = blockIdx.z;

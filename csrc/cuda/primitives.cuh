@@ -34,9 +34,9 @@ FUSEDLSTM_DEVICE void sync_some(int id, int threads) {
 FUSEDLSTM_DEVICE float exp_fast(float x) { return __expf(x); }
 FUSEDLSTM_DEVICE float divide_fast(float a, float b) { return __fdividef(a, b); }
 
-// ---- matrix instructions: d [16, 8] += a [16, 32 bytes] b [32 bytes, 8]. A lane has, with q = lane / 4 and t = lane % 4,
-// words of 4 bytes: a[0] row q word t, a[1] row q + 8 word t, a[2] row q word t + 4, a[3] row q + 8 word t + 4;
-// b[0] column q word t, b[1] column q word t + 4; d[0], d[1] row q columns 2t, 2t + 1, d[2], d[3] the same of row q + 8.
+// ---- matrix instructions: d [16, 8] += a [16, 32 bytes] b [32 bytes, 8]. A lane has, with q = lane / 4 and t = lane %
+// 4, words of 4 bytes: a[0] row q word t, a[1] row q + 8 word t, a[2] row q word t + 4, a[3] row q + 8 word t + 4; b[0]
+// column q word t, b[1] column q word t + 4; d[0], d[1] row q columns 2t, 2t + 1, d[2], d[3] the same of row q + 8.
 
 FUSEDLSTM_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
@@ -46,10 +46,9 @@ FUSEDLSTM_DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b
 }
 
 FUSEDLSTM_DEVICE void mma_fp16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Operands as round_tf32 returns them.
@@ -166,10 +165,9 @@ FUSEDLSTM_DEVICE void mbarrier_wait(uint64_t* bar, uint32_t parity) {
 
 // Stores into a block of the cluster and tells an mbarrier there, which then waits for 16 bytes less.
 FUSEDLSTM_DEVICE void store_async(ClusterAddress to, uint4 v, ClusterAddress bar) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(to), "r"(v.x),
-      "r"(v.y), "r"(v.z), "r"(v.w), "r"(bar)
-      : "memory");
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];" ::"r"(to),
+               "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(bar)
+               : "memory");
 }
 #endif
 
