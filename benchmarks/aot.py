@@ -125,20 +125,23 @@ def report(launch: Launch, gpu: GPU) -> dict[str, Any]:
     }
 
 
-def launches(plan: Plan, H: int, B: int, dtype: torch.dtype, precision: str) -> dict[str, Launch]:
+def launches(
+    plan: Plan, H: int, B: int, dtype: torch.dtype, precision: str, resets: bool = False
+) -> dict[str, Launch]:
     """The kernels "forward" and "backward" of one layer of dense, equally long sequences, as planned."""
     found: dict[str, Launch] = {}
     T = 2
     x, h0, c0 = (torch.zeros(shape, dtype=dtype) for shape in ((T * B, H), (1, B, H), (1, B, H)))
     weights = [torch.zeros(shape, dtype=dtype) for shape in ((4 * H, H), (4 * H, H), (4 * H,), (4 * H,))]
+    fresh = torch.zeros(1, T * B, dtype=torch.bool) if resets else None
     for name in PASSES:
         recorded: list[Launch] = []
         with mock.patch.object(layer, "kernels", _Recorder(recorded)):
             if name == "forward":
-                y, h_n, c_n, c, gates = layer.forward(plan, precision, x, None, h0, c0, weights, True)
+                y, h_n, c_n, c, gates = layer.forward(plan, precision, x, None, h0, c0, weights, True, fresh)
             else:
                 layer.backward(
-                    plan, precision, y, h_n, c_n, x, None, h0, c0, weights, y, c, gates, True, True
+                    plan, precision, y, h_n, c_n, x, None, h0, c0, weights, y, c, gates, True, True, fresh
                 )
         if any(launch != recorded[0] for launch in recorded):
             raise RuntimeError(

@@ -27,6 +27,20 @@ PROGRAM = f"""
 import itertools
 import json
 from benchmarks import aot
+from fusedlstm.backends.triton.plans import candidates
+
+def resets(gpu, regime, H):
+    plans = candidates(33, H, 1, *aot.HALF, gpu.card)
+    plan = next(plan for plan in plans if plan.regime == regime)
+    found = aot.launches(plan, H, 33, *aot.HALF, resets=True)
+    return {{way: aot.report(launch, gpu) for way, launch in found.items()}}
+
+with_resets = {{
+    f"{{name}} {{regime}} {{way}}": row
+    for name in ("sm_80", "sm_90")
+    for regime, H in (("tile", 64), ("grid", 512), ("step", 512))
+    for way, row in resets(aot.GPUS[name], regime, H).items()
+}}
 rows = [row for gpu, H, B in {ASKED} for row in aot.rows({{gpu: aot.GPUS[gpu]}}, [(H, B)])]
 steps = {{}}
 for (gpu, card), (dtype, precision) in itertools.product(aot.GPUS.items(), [aot.HALF, aot.SPLIT]):
@@ -38,7 +52,7 @@ for (gpu, card), (dtype, precision) in itertools.product(aot.GPUS.items(), [aot.
         both = [aot.report(each, card) for each in (launch, aot.in_graph(launch, dtype))]
         steps[f"{{gpu}} {{dtype}} {{way}}"] = both
 document = aot.document(json.loads(aot.RECORD.read_text()))
-print(json.dumps({{"steps": steps, "rows": rows, "document": document}}))
+print(json.dumps({{"steps": steps, "rows": rows, "resets": with_resets, "document": document}}))
 """
 
 Row = dict[str, Any]
@@ -75,6 +89,12 @@ def test_nothing_spills_on_nvidia(rows: list[Row]) -> None:
     spills = {name: row["spills"] for name, row in passes(rows) if row["gpu"].startswith("sm_")}
     assert len(spills) == 4 * 3 * 2
     assert not any(spills.values()), {name: n for name, n in spills.items() if n}
+
+
+def test_nothing_spills_with_resets(compiled: dict[str, Any]) -> None:
+    found = compiled["resets"]
+    assert len(found) == 2 * 3 * 2
+    assert not {name: row for name, row in found.items() if row["spills"] or not row["mma"]}
 
 
 def test_products_are_made_by_matrix_instructions(rows: list[Row]) -> None:
