@@ -95,10 +95,6 @@ def test_graphs_of_steps(
     monkeypatch: pytest.MonkeyPatch, step_regime: Any, dtype: torch.dtype, case: Case
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    with torch.inference_mode():  # whoever comes first leaves no mark on the graphs
-        fusedlstm.LSTM(16, case.H, device="cuda", dtype=dtype, backend="triton")(
-            torch.zeros(40, 3, 16, device="cuda", dtype=dtype)
-        )
     found = [ours(case, dtype, "triton", "cuda") for _ in range(2)]
     assert len(step_regime._graphs) >= 2
     with torch.cuda.stream(torch.cuda.Stream()):
@@ -115,7 +111,8 @@ def test_graphs_of_steps(
 def test_a_new_length_captures_nothing(step_regime: Any) -> None:
     lstm = fusedlstm.LSTM(8, 64, device="cuda", dtype=torch.bfloat16, backend="triton").requires_grad_(False)
     for T in (32, 100, 17, 1000):
-        lstm(torch.randn(T, 3, 8, device="cuda", dtype=torch.bfloat16))
+        with torch.inference_mode(T == 32):  # whoever comes first leaves no mark on the graph
+            lstm(torch.randn(T, 3, 8, device="cuda", dtype=torch.bfloat16))
         assert len(step_regime._graphs) == 1
     lstm(torch.randn(32, 5, 8, device="cuda", dtype=torch.bfloat16))  # the same blocks: nor a new batch
     assert len(step_regime._graphs) == 1

@@ -98,7 +98,9 @@ def same(found: Any, expected: Any) -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("case", "dtype"), zip(CASES, (torch.float32, torch.bfloat16), strict=True), ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*zip(CASES, (torch.float32, torch.bfloat16), strict=True)], ids=str
+)
 def test_graphs_compute_what_plain_launches_do(
     monkeypatch: pytest.MonkeyPatch, gpu: GPU, case: Case, dtype: torch.dtype
 ) -> None:

@@ -73,6 +73,19 @@ def copy_kernel(x_ptr, y_ptr, first, count, N: tl.constexpr):
 
 
 @triton.jit
+def keep_kernel(table_ptr, x_ptr, y_ptr):
+    tl.store(table_ptr, x_ptr.to(tl.int64))
+    tl.store(table_ptr + 1, y_ptr.to(tl.int64))
+
+
+@triton.jit
+def copy_kept_kernel(table_ptr, N: tl.constexpr):
+    i = tl.arange(0, N)
+    x_ptr = tl.multiple_of(tl.load(table_ptr).to(tl.pointer_type(tl.float32)), 16)
+    tl.store(tl.load(table_ptr + 1).to(tl.pointer_type(tl.float32)) + i, tl.load(x_ptr + i))
+
+
+@triton.jit
 def undefined_kernel(x_ptr, y_ptr, N: tl.constexpr):
     i = tl.arange(0, N)
     tl.store(y_ptr + i, tl.load(x_ptr + i, mask=i < 1))
@@ -289,3 +302,18 @@ def test_a_barrier_needs_a_cooperative_launch() -> None:
 def line_of(function: Callable, text: str) -> int:
     lines, first = inspect.getsourcelines(function)
     return first + next(k for k, line in enumerate(lines) if text in line)
+
+
+def test_a_kept_pointer_is_checked_like_an_argument() -> None:
+    table, x, y = torch.zeros(2, dtype=torch.int64), torch.randn(8), torch.zeros(8)
+    keep_kernel[(1,)](table, x, y)
+    assert table.tolist() == [x.data_ptr(), y.data_ptr()]
+    copy_kept_kernel[(1,)](table, N=8)
+    assert torch.equal(x, y)
+    with pytest.raises(triton_on_cpu.OutOfBoundsError, match="which spans 8"):
+        copy_kept_kernel[(1,)](table, N=16)
+    with pytest.raises(triton_on_cpu.RaceError):
+        copy_kept_kernel[(2,)](table, N=8)
+    del x
+    with pytest.raises(triton_on_cpu.OutOfBoundsError, match="one that is gone"):
+        copy_kept_kernel[(1,)](table, N=8)

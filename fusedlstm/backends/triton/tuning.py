@@ -91,9 +91,8 @@ def trial(key: Key, device: torch.device) -> Trial:
     steps = min(max(ROWS // B, STEPS[0]), STEPS[1])
 
     def full(*shape: int, dtype: torch.dtype = key.dtype) -> torch.Tensor:
-        return torch.full(
-            shape, 0.01, dtype=dtype, device=device
-        )  # the user's random numbers stay as they are
+        # Not random: the user's generator stays as it is.
+        return torch.full(shape, 0.01, dtype=dtype, device=device)
 
     def run(plan: Plan) -> Callable[[], Any]:
         N, state = steps * B, full(D, B, H)
@@ -122,9 +121,7 @@ def milliseconds(run: Callable[[], Any]) -> float:
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     times = []
     for _ in range(RUNS):
-        torch.cuda._sleep(
-            500_000
-        )  # cycles: launches queue up meanwhile, so that the host's time is not counted
+        torch.cuda._sleep(500_000)  # cycles, in which launches queue up: the host's time is not counted
         begin.record()
         run()
         end.record()
