@@ -145,7 +145,9 @@ def test_every_kernel_however_it_is_cut(
     for forward, plans in used.items():
         assert run[forward] == {k.number for k in cuda._kernels(forward) if k.precision == precision}
         spilled = {plan.kernel.regime for plan in plans if kept(plan, forward, precision)}
-        assert spilled >= {"cluster", "grid"} and (not forward or precision == "float16" or "block" in spilled)
+        assert spilled >= {"cluster", "grid"} and (
+            not forward or precision == "float16" or "block" in spilled
+        )
         assert {plan.slices for plan in plans if plan.kernel.regime == "cluster"} == {2, 4, 8, 16}
         for regime in REGIMES:
             splits = {plan.k_splits for plan in plans if plan.kernel.regime == regime}
@@ -335,7 +337,9 @@ def test_a_kernel_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, cuda: Mod
 
 
 def test_supports_says_why_not(monkeypatch: pytest.MonkeyPatch, cuda: ModuleType) -> None:
-    def why(device: str = "cpu", dtype: torch.dtype = torch.float32, H: int = 8, P: int = 8, D: int = 1) -> str:
+    def why(
+        device: str = "cpu", dtype: torch.dtype = torch.float32, H: int = 8, P: int = 8, D: int = 1
+    ) -> str:
         return str(why_not(Spec(device, dtype, 5, 2, 3, H, P, D, grad=True), "cuda"))
 
     assert why() == "None" and cuda.kernel(Spec("cpu", torch.float32, 5, 2, 3, 8, 8)) in REGIMES
@@ -372,7 +376,8 @@ def test_without_its_extension_the_backend_says_so(monkeypatch: pytest.MonkeyPat
         fusedlstm.LSTM(3, 8, backend="cuda")(torch.randn(5, 2, 3))
 
 
-CARDS = {"H100": (132, 227 << 10, (9, 0)), "A100": (108, 163 << 10, (8, 0)), "RTX 4090": (128, 99 << 10, (8, 9))}
+CARDS = {"H100": (132, 227 << 10, (9, 0)), "A100": (108, 163 << 10, (8, 0)),
+         "RTX 4090": (128, 99 << 10, (8, 9))}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CARDS)
