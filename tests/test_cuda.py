@@ -92,7 +92,7 @@ def same_bits(found: Results, again: Results, when: str) -> None:
         np.testing.assert_array_equal(values, again[name], err_msg=f"{name} differs {when}")
 
 
-# Of sequences several tiles, the last of which is not full, of lengths that differ; of units some are padding.
+# Several tiles of sequences, the last of them not full, lengths that differ; some units are padding.
 CUT = [Case(3, 19, 3, H, packed="unsorted") for H in (40, 120)]
 CUT += [Case(2, 2, 3, 300, bi=True, resets=True), Case(2, 2, 3, 1100)]
 FEW_SLICES = 16
@@ -264,7 +264,7 @@ def test_memory_is_kept_within_its_bounds(
 
 
 def guarded(module: ModuleType, recurrence: Callable[[Any], None]) -> Callable[[Any], None]:
-    """The recurrence on copies of its tensors that know their bounds; a tensor that is two arguments stays so."""
+    """The recurrence on copies of its tensors that know their bounds; one that is two arguments stays so."""
 
     def run(call: Any) -> None:
         copies: dict[int, torch.Tensor] = {}
@@ -372,7 +372,7 @@ def test_without_its_extension_the_backend_says_so(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(registry, "_reasons", {})
     said = str(fusedlstm.backends()["cuda"])
     assert said.startswith("not available here: ") and "_cuda" in said
-    with pytest.raises(ValueError, match="backend='cuda' .*not available here"):
+    with pytest.raises(ValueError, match=r"backend='cuda' .*not available here"):
         fusedlstm.LSTM(3, 8, backend="cuda")(torch.randn(5, 2, 3))
 
 
