@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -18,20 +19,39 @@ SHAPES = (
     (4, 17, 5, 33, 2, True, torch.bfloat16, False),
     (3, 20, 12, 160, 1, False, torch.float32, True),
 )
-REGIMES = ("tile", "grid", "step")  # of the Triton backend
+REGIMES = {"cuda": ("block", "cluster", "grid"), "triton": ("tile", "grid", "step")}
 
 
 @contextmanager
-def regime(name: str) -> Iterator[None]:
-    """Lets one regime of the Triton backend serve what it can, however slow its plan says that it is."""
+def regime(backend: str, name: str) -> Iterator[None]:
+    """Lets one regime of a backend serve what it can, however slow its plan says that it is."""
+    with mock.patch.object(*CHOICES[backend](name)):
+        yield
+
+
+def _of_triton(name: str) -> tuple[ModuleType, str, Callable[..., Any]]:
     from fusedlstm.backends import triton
 
     def choose(B: int, H: int, D: int, dtype: torch.dtype, device: torch.device, way: str) -> Any:
         plans = triton._key(B, H, D, dtype, device, way).plans()
         return next((plan for plan in plans if plan.regime == name), plans[0])
 
-    with mock.patch.object(triton, "choose", choose):
-        yield
+    return triton, "choose", choose
+
+
+def _of_cuda(name: str) -> tuple[ModuleType, str, Callable[..., Any]]:
+    from fusedlstm.backends import cuda
+
+    every = cuda.plans
+
+    def plans(*call: Any) -> list[Any]:
+        return [plan for plan in every(*call) if plan.kernel.regime == name] or every(*call)
+
+    return cuda, "plans", plans
+
+
+# Of each backend with regimes: which function chooses, and one that chooses this regime.
+CHOICES = {"cuda": _of_cuda, "triton": _of_triton}
 
 
 def run(backend: str, shape: tuple[Any, ...], device: str) -> None:
@@ -62,8 +82,8 @@ def main(device: str = "cuda") -> None:
     if not usable:
         raise SystemExit(f"no backend of ours can run here: {found}")
     for backend, shape in itertools.product(usable, SHAPES):
-        for name in REGIMES if backend == "triton" else ("",):
-            with regime(name) if name else nullcontext():
+        for name in REGIMES.get(backend, ("",)):
+            with regime(backend, name) if name else nullcontext():
                 run(backend, shape, device)
             print(f"passed: {backend} {name} {shape}", flush=True)
 

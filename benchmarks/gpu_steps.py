@@ -148,7 +148,7 @@ def _scaling(record: Record) -> list[str]:
 STEPS = (
     Step("info", "asks nvidia-smi, nvcc, torch and triton what this machine is",
          "benchmarks.gpu_info", 1, 15, 60, figures=_info),
-    Step("build", "compiles the engine in place, and notes what the figures depend on",
+    Step("build", "compiles the engine and the kernels in place, and notes what the figures depend on",
          "benchmarks.gpu_build", 10, 90, 180, needs=("cmake", "ninja")),
     Step("tests", "runs the tests that are marked gpu",
          "benchmarks.gpu_tests", 30, 90, 180, figures=_tests, wrong=_only_skipped),

@@ -92,7 +92,7 @@ def same_bits(found: Results, again: Results, when: str) -> None:
         np.testing.assert_array_equal(values, again[name], err_msg=f"{name} differs {when}")
 
 
-# Of sequences several tiles, the last not full, of lengths that differ; of units some are padding.
+# Several tiles of sequences, the last of them not full, lengths that differ; some units are padding.
 CUT = [Case(3, 19, 3, H, packed="unsorted") for H in (40, 120)]
 CUT += [Case(2, 2, 3, 300, bi=True, resets=True), Case(2, 2, 3, 1100)]
 FEW_SLICES = 16
@@ -123,9 +123,7 @@ def test_every_kernel_however_it_is_cut(
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", precision == "tf32")
     dtype, make, run = PRECISIONS[precision], cuda.plans, numbers_run(monkeypatch, cuda)
     used: dict[bool, list[Any]] = {True: [], False: []}
-    every = cuda._plans
     for case in CUT:
-        monkeypatch.setattr(cuda, "_plans", every)
         plans = {
             forward: wanted(make(forward, case.B, case.H, case.D, dtype, CPU), forward, precision)
             for forward in used
@@ -266,7 +264,7 @@ def test_memory_is_kept_within_its_bounds(
 
 
 def guarded(module: ModuleType, recurrence: Callable[[Any], None]) -> Callable[[Any], None]:
-    """The recurrence on copies of its tensors that know their bounds; what is two arguments stays so."""
+    """The recurrence on copies of its tensors that know their bounds; one that is two arguments stays so."""
 
     def run(call: Any) -> None:
         copies: dict[int, torch.Tensor] = {}
@@ -378,11 +376,8 @@ def test_without_its_extension_the_backend_says_so(monkeypatch: pytest.MonkeyPat
         fusedlstm.LSTM(3, 8, backend="cuda")(torch.randn(5, 2, 3))
 
 
-CARDS = {
-    "H100": (132, 227 << 10, (9, 0)),
-    "A100": (108, 163 << 10, (8, 0)),
-    "RTX 4090": (128, 99 << 10, (8, 9)),
-}
+CARDS = {"H100": (132, 227 << 10, (9, 0)), "A100": (108, 163 << 10, (8, 0)),
+         "RTX 4090": (128, 99 << 10, (8, 9))}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -10,22 +10,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import cuda_on_cpu
 import fusedlstm
-from cases import Case, assert_close, ours
+from cases import Case, Results, assert_close, ours
 
 if reason := cuda_on_cpu.missing():
     pytest.skip(reason, allow_module_level=True)
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
-SEEDS = 8
-# Two tiles and both directions, lengths that differ, resets; units of the last slice are padding.
-CASE = Case(6, 19, 3, 90, bi=True, packed="unsorted", resets=True)
-SLICES = {"block": 1, "cluster": 4, "grid": 12}
+SEEDS = 12
+# Two tiles, lengths that differ, resets, units that are padding.
+CASE = Case(6, 19, 3, 60, packed="unsorted", resets=True)
+SLICES = {"block": 1, "cluster": 4, "grid": 4}
 # One kernel of each regime and direction of time, with so few registers that shared memory keeps weights too.
 TABLES = """
 extern "C" { int planted = 0; }
@@ -183,21 +185,28 @@ def plant(module: ModuleType, number: int, seed: int) -> None:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, cuda: ModuleType, regime: str) -> None:
-    every, slices = cuda._plans, SLICES[regime]
+    every = cuda._plans
 
-    def chosen(forward: bool, *rest: object) -> list[object]:
-        plans = [p for p in every(forward, *rest) if p.kernel.regime == regime and p.slices == slices]
-        return plans[-1:] if regime == "cluster" else plans[:1]  # the last one splits K the most
+    def chosen(*args: Any) -> list[Any]:
+        plans = [p for p in every(*args) if p.kernel.regime == regime and p.slices == SLICES[regime]]
+        return sorted(plans, key=lambda plan: plan.k_splits)
 
     monkeypatch.setattr(cuda, "_plans", chosen)
 
 
-def went_wrong() -> str:
-    """What parity or the shim says, or nothing."""
-    try:
-        assert_close(ours(CASE, torch.bfloat16, "cuda"), CASE, torch.bfloat16)
-    except (AssertionError, RuntimeError) as error:
-        return str(error)
+def went_wrong(module: ModuleType, number: int) -> str:
+    """What parity, the shim, or a second order of the threads says of the fault, or nothing."""
+    first: Results = {}
+    for seed in range(SEEDS + 1):
+        plant(module, number, seed)
+        try:
+            found = ours(CASE, torch.bfloat16, "cuda")
+            assert_close(found, CASE, torch.bfloat16)
+        except (AssertionError, RuntimeError) as error:
+            return f"seed {seed}: {error}"
+        first = first or found
+        if differ := [name for name in found if not np.array_equal(found[name], first[name])]:
+            return f"seed {seed}: other bits in {differ}"
     return ""
 
 
@@ -206,9 +215,7 @@ def test_without_a_fault_nothing_is_wrong(
     monkeypatch: pytest.MonkeyPatch, cuda: ModuleType, module: ModuleType, regime: str
 ) -> None:
     use(monkeypatch, cuda, regime)
-    for seed in range(SEEDS + 1):
-        plant(module, 0, seed)
-        assert went_wrong() == ""
+    assert went_wrong(module, 0) == ""
 
 
 @pytest.mark.parametrize(
@@ -219,9 +226,6 @@ def test_a_fault_is_caught(
     monkeypatch: pytest.MonkeyPatch, cuda: ModuleType, module: ModuleType, number: int
 ) -> None:
     use(monkeypatch, cuda, FAULTS[number - 1].regime)
-    for seed in range(1, SEEDS + 1):
-        plant(module, number, seed)
-        if said := went_wrong():
-            print(f"seed {seed}: {said[:200]}")
-            return
-    pytest.fail(f"{FAULTS[number - 1]} survives {SEEDS} seeds")
+    said = went_wrong(module, number)
+    print(said)
+    assert said, f"{FAULTS[number - 1]} survives seeds 0 to {SEEDS}"

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU"),
 ]
-BACKENDS = ["triton"]
+BACKENDS = ["cuda", "triton"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Beyond what the interpreter runs in time: sizes at which several programs share the hidden units.
 LARGE = [
@@ -138,7 +138,10 @@ def test_plans_are_timed_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert triton.choose(16, 128, 1, torch.bfloat16, device, "forward") == chosen
 
 
-def test_cpu_tensors_are_refused() -> None:
-    assert why_not(CASES[0].spec(torch.float32), "triton") is not None
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cpu_tensors_are_refused(backend: str) -> None:
+    if why := fusedlstm.backends()[backend]:
+        pytest.skip(why)
+    assert why_not(CASES[0].spec(torch.float32), backend) is not None
     with pytest.raises(ValueError, match="cpu"):
-        fusedlstm.LSTM(3, 8, backend="triton")(torch.randn(5, 2, 3))
+        fusedlstm.LSTM(3, 8, backend=backend)(torch.randn(5, 2, 3))

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,24 @@ from typing import Any
 import pytest
 import torch
 
+import cuda_on_cpu
 import fusedlstm
 
 # Last: an installed fusedlstm stays the one that is tested.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import gpu, gpu_child, gpu_micro, gpu_record, gpu_report, gpu_sanitizer, gpu_small, gpu_steps
+from benchmarks import (
+    gpu,
+    gpu_build,
+    gpu_child,
+    gpu_micro,
+    gpu_record,
+    gpu_report,
+    gpu_sanitizer,
+    gpu_small,
+    gpu_steps,
+    results,
+)  # fmt: skip
 from benchmarks.gpu import Run, allowance
 from benchmarks.gpu_steps import STEPS, Asked, Step
 from benchmarks.report import filled, newest
@@ -316,13 +329,61 @@ def test_what_the_sanitizer_watches_runs(
     monkeypatch.setattr(fusedlstm, "backends", lambda: {"cpu": None, "triton": None, "absent": "no"})
     ran, forward = set(), triton.layer.forward
     monkeypatch.setattr(triton.layer, "forward", lambda plan, *a: ran.add(plan.regime) or forward(plan, *a))
-    gpu_small.main("cpu")
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(gpu_small.SHAPES) * len(gpu_small.REGIMES) and ran == set(gpu_small.REGIMES)
-    assert gpu_sanitizer.verdict(0, "\n".join(lines))["passes"] == len(lines)
+    watched("triton", ran, capsys)
     monkeypatch.setattr(fusedlstm, "backends", lambda: {"cpu": None})
     with pytest.raises(SystemExit, match="no backend of ours"):
         gpu_small.main()
+
+
+def watched(backend: str, ran: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every shape was run in every regime of the backend, which `ran` saw, and the sanitizer counts them."""
+    gpu_small.main("cpu")
+    lines = capsys.readouterr().out.splitlines()
+    regimes = gpu_small.REGIMES[backend]
+    assert len(lines) == len(gpu_small.SHAPES) * len(regimes) and ran == set(regimes)
+    assert gpu_sanitizer.verdict(0, "\n".join(lines))["passes"] == len(lines)
+
+
+def test_what_the_sanitizer_watches_of_cuda_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if reason := cuda_on_cpu.missing():
+        pytest.skip(reason)
+    cuda = cuda_on_cpu.install(monkeypatch, cuda_on_cpu.build_module())
+    fusedlstm.functional._resolve_cached.cache_clear()
+    monkeypatch.setattr(fusedlstm, "backends", lambda: {"cpu": None, "cuda": None, "absent": "no"})
+    ran, forward = set(), cuda._forward
+
+    def recorded(call: Any) -> None:
+        steps = call.steps
+        plans = cuda.plans(True, steps.B, steps.H, steps.D, call.h0.dtype, call.h0.device)
+        ran.add(plans[0].kernel.regime)
+        forward(call)
+
+    monkeypatch.setattr(cuda, "_forward", recorded)
+    watched("cuda", ran, capsys)
+    fusedlstm.functional._resolve_cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("works", "why"), [("ON", ""), ("OFF", "CUDA kernels do not"), ("", "engine does not")]
+)
+def test_without_kernels_the_rest_is_built(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, works: str, why: str
+) -> None:
+    asked = []
+
+    def build(command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        asked.append((env["FUSEDLSTM_CUDA"], env.get("FUSEDLSTM_CUDA_ARCHITECTURES")))
+        return subprocess.CompletedProcess(command, env["FUSEDLSTM_CUDA"] != works)
+
+    monkeypatch.delenv("FUSEDLSTM_CUDA_ARCHITECTURES", raising=False)
+    monkeypatch.setattr(gpu_build.subprocess, "run", build)
+    monkeypatch.setattr(results, "machine", lambda device: {"device": device})
+    with pytest.raises(SystemExit, match=why) if why else nullcontext():
+        gpu_build.main(tmp_path / "part")
+    assert asked == [("ON", "native"), ("OFF", None)][: 1 + (works != "ON")]
+    assert (tmp_path / "part").exists() == bool(works)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: the kernels are not interpreted")

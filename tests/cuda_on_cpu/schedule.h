@@ -62,22 +62,26 @@ class Schedule {
 
   Warp& choose() {
     Machine& m = *machine;
-    const size_t count = m.warps.size();
     if (m.adversarial() && !lag_turns_--) choose_laggards();
-    cursor_ = m.adversarial() ? m.random(count) : cursor_ + 1;
-    Warp* laggard = nullptr;
-    for (size_t i = 0; i < count; ++i) {
-      Warp& w = m.warps[(cursor_ + i) % count];
-      if (!w.runnable) continue;
-      const size_t number = &w - m.warps.data();
-      const bool lags = lag_thread_ < 0 && (number >= lag_begin_ && number < lag_end_) != lag_others_;
-      if (!lags || !m.adversarial()) {
-        cursor_ += i;
-        return w;
-      }
-      laggard = &w;
+    cursor_ = m.adversarial() ? m.random(m.warps.size()) : cursor_ + 1;
+    for (;;) {
+      if (Warp* w = first_runnable(false)) return *w;
+      if (!lag_behind_stores_ || !bring_one()) return *first_runnable(true);
     }
-    return *laggard;
+  }
+
+  // From the cursor on; null where there is none but laggards, which were not asked for.
+  Warp* first_runnable(bool laggards) {
+    Machine& m = *machine;
+    const size_t count = m.warps.size();
+    for (size_t i = 0; i < count; ++i) {
+      const size_t number = (cursor_ + i) % count;
+      const bool lags = lag_thread_ < 0 && (number >= lag_begin_ && number < lag_end_) != lag_others_;
+      if (!m.warps[number].runnable || (lags && m.adversarial() && !laggards)) continue;
+      cursor_ = number;
+      return &m.warps[number];
+    }
+    return nullptr;
   }
 
   void choose_laggards() {
@@ -88,6 +92,7 @@ class Schedule {
     lag_end_ = lag_begin_ + 1;
     lag_thread_ = -1;
     lag_others_ = false;
+    lag_behind_stores_ = m.random(2);
     enum { thread, warp, block, others, nobody };
     const uint64_t who = m.random(nobody + 1);
     if (who == thread) lag_thread_ = static_cast<int>(m.random(w.size));
@@ -164,6 +169,7 @@ class Schedule {
   size_t lag_begin_ = 0, lag_end_ = 0;  // warps
   int lag_thread_ = -1;                 // of warp lag_begin_, if only one thread lags
   bool lag_others_ = false;             // all warps but these
+  bool lag_behind_stores_ = false;      // and behind all that is on its way to others
   uint64_t lag_turns_ = 0;
 };
 
