@@ -42,6 +42,7 @@ CARDS = {
     "sm_100": (148, 227 << 10, (10, 0)),
     "sm_120": (170, 99 << 10, (12, 0)),
 }
+CLEAN = "sm_80", "sm_90", "sm_100"  # where nothing may spill
 PREDICTED = "sm_90"  # the model's constants are an H100's
 NOT_MEASURED = "not measured"
 SHAPES = [
@@ -81,8 +82,8 @@ TERMS = {
 DOCUMENT = """# What the CUDA kernels compile to
 
 Written by `python -m benchmarks.cuda_aot` with nvcc {nvcc}; no GPU is needed, and none was used.
-`tests/test_cuda_aot.py` holds the kernels to this: on sm_90 nothing spills, a block's registers are there,
-products are made by matrix instructions; and plans fit in shared memory.
+`tests/test_cuda_aot.py` holds them to this: on {clean} nothing spills, a block has its registers,
+products are made by matrix instructions, and plans fit in shared memory.
 
 ## Kernels
 
@@ -304,6 +305,7 @@ def document(record: Mapping[str, Any]) -> str:
     """docs/cuda_kernels.md for a record."""
     return DOCUMENT.format(
         nvcc=record["nvcc"],
+        clean=", ".join(CLEAN),
         gpus=" / ".join(dict.fromkeys(row["gpu"] for row in record["kernels"])),
         kernels=kernel_table(record["kernels"]),
         plans=plan_table(record["plans"]),

@@ -123,7 +123,9 @@ def test_every_kernel_however_it_is_cut(
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", precision == "tf32")
     dtype, make, run = PRECISIONS[precision], cuda.plans, numbers_run(monkeypatch, cuda)
     used: dict[bool, list[Any]] = {True: [], False: []}
+    every = cuda._plans
     for case in CUT:
+        monkeypatch.setattr(cuda, "_plans", every)
         plans = {
             forward: wanted(make(forward, case.B, case.H, case.D, dtype, CPU), forward, precision)
             for forward in used

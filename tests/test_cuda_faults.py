@@ -130,10 +130,10 @@ FAULTS = [
     Fault("no wait", "cluster", X, (CLUSTER_BACK, GATHER), "arrivals.wait(k);", ""),
     Fault("one mbarrier", "cluster", X, (CLUSTER, GIVE), "arrivals.bars[s % 2]", "arrivals.bars[0]"),
     Fault("one buffer of h", "block", X, (BLOCK, "buffer("), "s % 2", "0"),
-    # One stage, or one buffer of dgates, in a cluster is wrong too, but no order in 80 seeds showed it: a
-    # warp would have to sleep through a whole step of all the others.
     Fault("one buffer of h", "cluster", X, (CLUSTER, GIVE), "(s + 1) % 2", "0"),
+    Fault("one stage", "cluster", X, (CLUSTER, "stage(int64_t"), "s % 2", "0"),
     Fault("one buffer of pieces", "cluster", X, (CLUSTER_BACK, "from(int64_t"), "k % 2", "0"),
+    Fault("one buffer of dgates", "cluster", B, ("operand =",), "k % Exchange::DGATES_BUFFERS", "0"),
     Fault("one buffer of mail", "grid", X, (GRID, "mail(int64_t"), "s % 2", "0"),
     Fault("one buffer of mail", "grid", X, (GRID_BACK, "mail(int64_t"), "k % 2", "0"),
     Fault("swapped gates of W_hh", "block", F, ("auto weights",), "2 * m + r % 2", "2 * m + 1 - r % 2"),

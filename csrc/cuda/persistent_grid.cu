@@ -8,7 +8,7 @@ void add_grid(std::vector<ForwardEntry>& forward, std::vector<BackwardEntry>& ba
   add_forward<GridForward, 16, 4, 256, Bf16, Fp16, Tf32>(forward);
   add_forward<GridForward, 4, 8, 256, Tf32x3>(forward);
   add_backward<GridBackward, 8, 2, 8, 256, Bf16, Fp16, Tf32>(backward);
-  add_backward<GridBackward, 6, 4, 4, 256, Bf16, Fp16, Tf32>(backward);
+  add_backward<GridBackward, 7, 4, 4, 256, Bf16, Fp16, Tf32>(backward);  // with 8 tiles sm_80 and sm_120 spill
   add_backward<GridBackward, 4, 2, 8, 256, Tf32x3>(backward);
 }
 
