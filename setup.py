@@ -13,7 +13,10 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
-NEEDS = "fusedlstm's engine is C++20 and needs GCC 11 or newer (CXX names it) and this Python's headers"
+NEEDS = (
+    "fusedlstm's engine is C++20 and needs GCC 11 or newer (CXX names it) and this Python's headers; "
+    "its CUDA kernels need an nvcc that knows the architectures; FUSEDLSTM_CUDA=OFF leaves them out"
+)
 
 
 class CMakeExtension(Extension):
