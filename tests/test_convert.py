@@ -161,7 +161,8 @@ def test_explain_names_the_call_and_every_backend() -> None:
     lines = fusedlstm.explain(module, torch.randn(3, 4, 5)).splitlines()
     assert lines[0] == "LSTM: float32 on cpu, T=4 B=3 I=5 H=7 P=7 D=1 L=2 (bias, grad)"
     assert lines[1:3] == ["  eager  runs", "  cpu    'eager' was asked for"]
-    assert lines[3].startswith("  triton ") and lines[4:] == ["  torch  'eager' was asked for"]
+    assert lines[3].startswith("  cuda   ") and lines[4].startswith("  triton ")
+    assert lines[5:] == ["  torch  'eager' was asked for"]
     packed = pack_sequence([torch.tensor([1, 2, 0]), torch.tensor([4])])
     with torch.no_grad():
         assert "T=3 B=2 I=5 H=7 P=7 D=1 L=2 (bias, ids, packed)\n" in fusedlstm.explain(module, packed)

@@ -58,9 +58,9 @@ def use(monkeypatch: pytest.MonkeyPatch, cuda: ModuleType) -> Callable[[str], No
 
 
 def has_plan(regime: str, dtype: torch.dtype, case: Case) -> bool:
-    """A block has few hidden units; in float32, of multiples of 8 those that cut the backward's K evenly."""
+    """A block has few hidden units, in float32 only if they cut the backward's K evenly; others are slow."""
     in_a_block = case.H <= 64 and not (dtype == torch.float32 and case.H == 33)
-    return not case.proj and (regime != "block" or in_a_block)
+    return not case.proj and (in_a_block if regime == "block" else case.T <= 33)
 
 
 def chosen() -> list[tuple[str, torch.dtype, Case]]:
@@ -82,7 +82,7 @@ def test_outputs_and_gradients(
     use(regime)
     found = ours(case, dtype, "cuda")
     assert_close(found, case, dtype, roundings=8 if dtype == torch.float32 else 1)
-    for seed in SEEDS[1:]:
+    for seed in SEEDS[1:] if case.T <= 7 else SEEDS[1:2]:
         module.shim.shim_seed(seed)
         same_bits(found, ours(case, dtype, "cuda"), f"with seed {seed}")
 
@@ -93,7 +93,7 @@ def same_bits(found: Results, again: Results, when: str) -> None:
 
 
 # Several tiles of sequences, the last of them not full, lengths that differ; some units are padding.
-CUT = [Case(3, 19, 3, H, packed="unsorted") for H in (40, 120)]
+CUT = [Case(3, 19, 3, H, packed="unsorted") for H in (60, 120)]
 CUT += [Case(2, 2, 3, 300, bi=True, resets=True), Case(2, 2, 3, 1100)]
 FEW_SLICES = 16
 
@@ -121,15 +121,11 @@ def test_every_kernel_however_it_is_cut(
     monkeypatch: pytest.MonkeyPatch, cuda: ModuleType, precision: str
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", precision == "tf32")
-    dtype, make, run = PRECISIONS[precision], cuda.plans, numbers_run(monkeypatch, cuda)
+    dtype, every, run = PRECISIONS[precision], cuda._plans, numbers_run(monkeypatch, cuda)
     used: dict[bool, list[Any]] = {True: [], False: []}
-    every = cuda._plans
     for case in CUT:
-        monkeypatch.setattr(cuda, "_plans", every)
-        plans = {
-            forward: wanted(make(forward, case.B, case.H, case.D, dtype, CPU), forward, precision)
-            for forward in used
-        }
+        sizes = (case.B, case.H, case.D, precision, cuda._card(CPU))
+        plans = {forward: wanted(every(forward, *sizes), forward, precision) for forward in used}
         if not all(plans.values()):
             continue
         # In turns, where one direction of time has fewer.

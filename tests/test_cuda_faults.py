@@ -167,7 +167,9 @@ def module() -> Iterator[ModuleType]:
             path.write_text(planted(path.read_text(), here))
         tables = copy / "cuda" / "tables.cu"
         tables.write_text(TABLES)
-        yield cuda_on_cpu.build_module("-O1", kernels=(tables,))
+        built = cuda_on_cpu.build_module("-O1", kernels=(tables,))
+        assert len(built.forward_kernels()) == len(built.backward_kernels()) == len(SLICES)
+        yield built
 
 
 @pytest.fixture(autouse=True)

@@ -110,7 +110,8 @@ def build_module(*flags: str, kernels: tuple[Path, ...] = KERNELS) -> ModuleType
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / f"{MODULE}.so"
         _run("g++", *FLAGS, *map(str, objects), "-o", str(target))
-        spec = importlib.util.spec_from_file_location(MODULE, target)
+        # pybind11 takes two modules of one name for the same one; the name's last part is compiled in.
+        spec = importlib.util.spec_from_file_location(f"{Path(folder).name}.{MODULE}", target)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
