@@ -9,7 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ... import _cuda
+try:
+    from ... import _cuda
+except ImportError as error:
+    if error.name == "fusedlstm._cuda":  # it is there, and does not load: its own words tell more
+        raise
+    raise ImportError("fusedlstm._cuda was not built: put nvcc on the PATH and install again") from error
 from .. import Spec, products
 from .plans import TILE, Card, Kernel, Plan, backward_plans, card, forward_plans
 

@@ -24,6 +24,7 @@ CELL_US = 0.1  # exponentials and what waits for them
 MEET_US = {"block": 0.02, "cluster": 0.2, "grid": 0.9}  # threads meet; a hop to other blocks and what arrives
 L2_BYTES_PER_CLOCK = 40  # of one multiprocessor, all of them reading
 CLUSTERS = (2, 4, 8, 16)
+GRID_Y = 65_535  # tiles of a launch at most: the driver's limit
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _plan(
     if shared_bytes > card.shared_bytes or at_once < 1:
         return None
     # Only the blocks of a grid wait for blocks that might not have begun; others may queue.
-    limit = at_once if kernel.regime == "grid" else tiles
+    limit = at_once if kernel.regime == "grid" else GRID_Y
     together, rounds = max(1, min(limit, tiles)), math.ceil(tiles / at_once)
     return Plan(kernel, slices, units, k_splits, together, shared_bytes, terms, rounds)
 
