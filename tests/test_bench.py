@@ -93,7 +93,7 @@ def test_a_difference_within_the_spread_is_called_open() -> None:
 def test_it_draws(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     file = tmp_path / f"times{suffix}"
-    assert main([*TINY, "--plot", str(file), "--seconds", "4"]) == 0  # on a busy machine too
+    assert main([*TINY, "--plot", str(file), "--seconds", "10"]) == 0  # on a busy machine too
     assert f"drawn: {file}" in capsys.readouterr().out
     assert file.read_bytes().startswith(SIGNATURES[suffix])
     if suffix == ".svg":  # it has a panel against T
