@@ -126,7 +126,10 @@ def compiler() -> Path | None:
 def missing() -> str | None:
     """Why nothing can be compiled here, None where it can."""
     if compiler() is None:
-        return "no nvcc: put it on the PATH, set CUDA_HOME, or install nvidia-cuda-nvcc, -runtime and -crt"
+        return (
+            "no nvcc: put it on the PATH, set CUDA_HOME, or "
+            "pip install nvidia-cuda-nvcc nvidia-cuda-runtime nvidia-cuda-cccl"
+        )
     return None
 
 

@@ -115,8 +115,18 @@ def test_without_nvcc_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_usage_is_read_from_the_assemblers_words() -> None:
-    found = {name: list(figures.values()) for name, figures in cuda_aot.usage(SAID).items()}
-    assert found == {BACKWARD: [24, 20, 12, 226, 16, 128], FORWARD: [0, 0, 0, 151, 0, 0]}
+    figures = (
+        "stack_bytes",
+        "spill_store_bytes",
+        "spill_load_bytes",
+        "registers",
+        "barriers",
+        "shared_bytes",
+    )
+    assert cuda_aot.usage(SAID) == {
+        BACKWARD: dict(zip(figures, (24, 20, 12, 226, 16, 128), strict=True)),
+        FORWARD: dict(zip(figures, (0, 0, 0, 151, 0, 0), strict=True)),
+    }
     for name, values in {
         BACKWARD: ("backward", "grid", "tf32x3", 4, 2, 8, 256),
         FORWARD: ("forward", "block", "bfloat16", 4, 0, 1, 256),
