@@ -60,15 +60,15 @@ def test_every_option(options: dict[str, Any]) -> None:
 
 
 def test_signatures_are_torchs() -> None:
-    for ours, torchs in (
-        (fusedlstm.LSTM, torch.nn.modules.rnn.RNNBase),
-        (fusedlstm.LSTMCell, torch.nn.LSTMCell),
+    for ours, torchs, own in (
+        (fusedlstm.LSTM, torch.nn.modules.rnn.RNNBase, [("recompute", False)]),
+        (fusedlstm.LSTMCell, torch.nn.LSTMCell, []),
     ):
         names, defaults = (
             [(p.name, p.default) for p in inspect.signature(cls).parameters.values() if p.name != "mode"]
             for cls in (ours, torchs)
         )
-        assert names == [*defaults, ("backend", "auto")]
+        assert names == [*defaults, ("backend", "auto"), *own]
 
 
 def test_positional_arguments_and_factory_options() -> None:
