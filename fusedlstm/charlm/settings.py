@@ -72,13 +72,15 @@ class Settings:
     learning_rate: float = 6e-3
     """Step size at its highest."""
     schedule: Literal["cosine", "decay", "constant"] = "cosine"
-    """How the step size falls: to zero along a cosine, by decay_rate an epoch after decay_after, or not."""
+    """How the step size falls: to zero along a cosine, by learning_rate_decay an epoch, or not."""
     warmup: int = 0
     """First steps, over which the step size rises from zero."""
-    decay_rate: float = 0.97
+    learning_rate_decay: float = 0.97
     """Factor an epoch of the schedule decay."""
-    decay_after: float = 10.0
+    learning_rate_decay_after: float = 10.0
     """Epochs at full step size of the schedule decay."""
+    decay_rate: float = 0.95
+    """Memory of rmsprop's mean of squares."""
     weight_decay: float = 0.0
     """Pull of the weights towards zero."""
     grad_clip: float = 1.0
@@ -233,10 +235,10 @@ RULES: dict[str, Rule] = {
     **{name: FLAG for name in ("tied", "variational", "tensorboard", "wandb")},
     **{
         name: SHARE
-        for name in ("val_fraction", "dropout", "recurrent_dropout", "weight_drop", "zoneout", "ema")
+        for name in ("val_fraction", "dropout", "recurrent_dropout", "weight_drop", "zoneout", "ema", "decay_rate")
     },
-    **{name: POSITIVE for name in ("learning_rate", "decay_rate", "grad_clip", "minutes")},
-    **{name: NOT_NEGATIVE for name in ("init_range", "decay_after", "weight_decay", "temperature")},
+    **{name: POSITIVE for name in ("learning_rate", "learning_rate_decay", "grad_clip", "minutes")},
+    **{name: NOT_NEGATIVE for name in ("init_range", "learning_rate_decay_after", "weight_decay", "temperature")},
     "epochs": _or_none(POSITIVE),
     "steps": _or_none(COUNT),
     "seed": (lambda v: type(v) is int and abs(v) < 2**63, "a whole number of 64 bits"),
@@ -255,7 +257,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "charrnn": {
         "split": "charrnn", "rnn_size": 128, "num_layers": 2, "init_range": 0.08, "seq_length": 50,
         "batch_size": 50, "optimizer": "rmsprop", "learning_rate": 2e-3, "schedule": "decay",
-        "decay_rate": 0.97, "decay_after": 10.0, "grad_clip": 5.0, "clip": "value", "epochs": 50.0,
+        "learning_rate_decay": 0.97, "learning_rate_decay_after": 10.0, "decay_rate": 0.95, "grad_clip": 5.0, "clip": "value", "epochs": 50.0,
         "dtype": "float32", "seed": 123,
     },
 }  # fmt: skip
