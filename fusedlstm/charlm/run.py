@@ -122,19 +122,23 @@ class Run:
         self.step_seconds = time.perf_counter() - began
         return loss
 
-    def validate(self, whole: bool) -> None:
-        """Adds to the metrics: the mean loss in nats since the last time, and that of the validation text.
-
-        Args:
-            whole: read all of the validation text, not VAL_CHARS spread over it.
-        """
-        metrics = {
+    def figures(self) -> dict[str, float]:
+        """Where the training stands, and its mean loss in nats since the last validation."""
+        return {
             "step": self.step,
             "epoch": self.epochs,
             "seconds": self.seconds,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "train": sum(self.losses) / len(self.losses),
         }
+
+    def validate(self, whole: bool) -> None:
+        """Adds to the metrics: the figures, and the loss in nats of the validation text.
+
+        Args:
+            whole: read all of the validation text, not VAL_CHARS spread over it.
+        """
+        metrics = self.figures()
         if self.val_streams:
             T = self.settings.seq_length
             steps = None if whole else math.ceil(VAL_CHARS / self.settings.batch_size)
