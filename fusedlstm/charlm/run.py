@@ -218,7 +218,9 @@ class Run:
         self.seconds = time.perf_counter() - started
 
     @classmethod
-    def resumed(cls, saved: Checkpoint, settings: Settings, text: Corpus, group: Group | None = None) -> "Run":
+    def resumed(
+        cls, saved: Checkpoint, settings: Settings, text: Corpus, group: Group | None = None
+    ) -> "Run":
         """A run exactly as it was saved, but for settings that are not FIXED.
 
         Raises:

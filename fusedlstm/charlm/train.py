@@ -50,6 +50,7 @@ def train(
         else:
             folder = _new_folder(settings, text)
             run = Run(_settled(settings, text, report), text, processes)
+        processes.wait()  # all have found the folder as it was
         with checkpoint.locked(folder) if processes.leads else nullcontext():
             _keep(run, folder)  # a disk that refuses should say so before the work
             report.say(run.describe())
@@ -100,7 +101,7 @@ def _keep(run: Run, folder: Path) -> None:
     kept = run.checkpoint()
     if run.group.leads:
         checkpoint.save(folder, kept)
-    run.group.agreed(0)  # the others wait until it is there
+    run.group.wait()
 
 
 def _pause_due(step: int, settings: Settings) -> bool:
