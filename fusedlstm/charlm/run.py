@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import asdict
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -269,7 +270,7 @@ def train_step(
     optimizer.zero_grad()
     loss, states = 0.0, list[State]()
     cuts = [B * i // settings.accumulate for i in range(settings.accumulate + 1)]
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         part = slice(begin, end)
         before = tuple(s[:, part].contiguous() for s in state) if state else None
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
@@ -297,7 +298,7 @@ def _random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def _set_random_states(device: torch.device, saved: dict[str, Tensor], rank: int) -> None:
-    """Sets what is saved for this process and this device; a run that moves elsewhere goes on with new draws."""
+    """Sets what is saved for this process and device; a run that moves elsewhere goes on with new draws."""
     if (state := saved.get(f"cpu.{rank}")) is not None:
         torch.set_rng_state(state)
     if device.type == "cuda" and (state := saved.get(f"cuda.{rank}")) is not None:

@@ -63,7 +63,7 @@ def train(
 
 
 def _train(run: Run, folder: Path, report: Report, stop: Callable[[], bool]) -> None:
-    """Trains to the end, or until stopped; a run that diverges goes on from its last checkpoint, more slowly."""
+    """Trains to the end, or until stopped; a run that diverges goes back and on more slowly."""
     for attempt in count(1):
         followers = Watchers(run.settings, folder, run.step, report.say) if run.group.leads else Watcher()
         begun = run.step
