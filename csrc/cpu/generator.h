@@ -1,4 +1,4 @@
-// Tfloat* h;                    // [L, B, H], in and out; an LSTM's h is within -1 and 1, and int8 takes it soe contract of a generator: a stack of layers with its decoder, which reads characters and writes them.
+// The contract of a generator: a stack of layers with its decoder, which reads characters and writes them.
 //
 // Words as in recurrence.h; V distinct characters, L layers. A stream's h and c are those after all of its
 // characters but the last one; a step takes that one in, and what follows from it is the next.
@@ -37,7 +37,7 @@ struct Passage {
   const Choice* choice;        // null: the characters are given
   int64_t* ids;                // [steps, B], written when they are drawn, else read
   int64_t* last;               // [B], the characters before them; leaves as the last of them
-  float* h;                    // [L, B, H], in and out; |h| <= 1
+  float* h;                    // [L, B, H], in and out; within -1 and 1, where an LSTM keeps it: int8 cuts it there
   float* c;                    // [L, B, H], in and out
   float* nats;                 // [steps, B], -log of each character's probability, written; null: not wanted
 };
