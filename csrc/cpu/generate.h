@@ -194,6 +194,7 @@ class Generate {
   using V = Vector<float>;
   static constexpr int kLanes = cpu::kLanes<E>;
   static constexpr int64_t kTileWidth = 4 * kLanes;
+  static constexpr int64_t kTogether = 8;  // cells
 
  public:
   Generate(const Packed<E>& packed, const Passage& passage, int threads)
@@ -201,11 +202,12 @@ class Generate {
         p_(passage),
         threads_(static_cast<int>(
             std::clamp<int64_t>(p_.B * (2 * w_.L - 1) * 4 * w_.H * w_.H / kWorkPerThread, 1, threads))),
+        group_(std::max<int64_t>(std::min(kTogether / p_.B, w_.blocks / (2 * threads_)), 1)),
         stride_(w_.blocks * kLanes),
         tile_size_(p_.B * kTileWidth),
         logits_stride_(w_.logit_panels * kPanel<E>) {
     memory_.reserve(states_, w_.L * 2 * p_.B * stride_);
-    memory_.reserve(tiles_, threads_ * 2 * tile_size_);
+    memory_.reserve(tiles_, threads_ * group_ * 2 * tile_size_);
     memory_.reserve(logits_, p_.B * logits_stride_);
     memory_.reserve(candidates_, threads_ * 2 * w_.V);
     memory_.allocate();
@@ -217,11 +219,12 @@ class Generate {
   }
 
   void operator()(const Worker& worker) {
-    Acc* tile = tiles_ + worker.rank * 2 * tile_size_;
+    Acc* tile = tiles_ + worker.rank * group_ * 2 * tile_size_;
+    const int64_t groups = ceil_div(w_.blocks, group_);
     worker.for_each(w_.L * w_.blocks, [&](int64_t task) { begin(task / w_.blocks, task % w_.blocks); });
     for (int64_t s = 0; s < p_.steps; ++s) {
       for (int64_t l = 0; l < w_.L; ++l)
-        worker.for_each(w_.blocks, [&](int64_t block) { step(s, l, block, tile); }, s % 2 == 1);
+        worker.for_each(groups, [&](int64_t group) { step(s, l, group * group_, tile); }, s % 2 == 1);
       if (!p_.choice && !p_.nats) continue;
       worker.for_each(w_.logit_panels, [&](int64_t j) { decode(s, j, tile); });
       worker.for_each(p_.B, [&](int64_t b) { end(s, b, worker.rank); });
@@ -236,50 +239,64 @@ class Generate {
     }
   }
 
-  void step(int64_t s, int64_t l, int64_t block, Acc* tile) {
-    for (int half = 0; half < kHalves; ++half)
-      for (int source = 0; source < w_.sources(l); ++source) {
-        const bool below = source + 1 < w_.sources(l);
-        // Scaled sums lie apart, each row of each matrix having a scale of its own; others go on in one.
-        Acc* out = tile + half * kPanel<E> + (Packed<E>::kScaled ? source * tile_size_ : 0);
-        const Acc* before = Packed<E>::kScaled || source == 0 ? nullptr : out;
-        multiply(below ? states(l - 1, s + 1) : states(l, s), w_.panel(l, block, half, source), out, kTileWidth, before);
-      }
-    cells(s, l, block, tile);
+  // A group of blocks: their products, then their cells, for one cell would wait for its own exponentials.
+  void step(int64_t s, int64_t l, int64_t first, Acc* tile) {
+    const int64_t end = std::min(first + group_, w_.blocks);
+    for (int64_t block = first; block < end; ++block)
+      for (int half = 0; half < kHalves; ++half)
+        for (int source = 0; source < w_.sources(l); ++source) {
+          const bool below = source + 1 < w_.sources(l);
+          // Scaled sums lie apart, each row of each matrix having a scale of its own; others go on in one.
+          Acc* out = tile_of(tile, block - first, Packed<E>::kScaled ? source : 0) + half * kPanel<E>;
+          const Acc* before = Packed<E>::kScaled || source == 0 ? nullptr : out;
+          multiply(below ? states(l - 1, s + 1) : states(l, s), w_.panel(l, block, half, source), out, kTileWidth,
+                   before);
+        }
+    cells(s, l, first, end, tile);
   }
 
-  // The cells of one block, as in forward.h: first c of some streams, then their h.
-  void cells(int64_t s, int64_t l, int64_t block, const Acc* tile) {
-    constexpr int64_t kTogether = 8;
-    const int64_t unit = block * kLanes;
-    const int width = lanes_of(block);
-    for (int64_t from = 0; from < p_.B; from += kTogether) {
-      const int64_t to = std::min(from + kTogether, p_.B);
-      V o[kTogether], c[kTogether];
-      for (int64_t b = from; b < to; ++b, tile += kTileWidth) {
-        const float* start = w_.start(l, s == 0 ? p_.last[b] : p_.ids[(s - 1) * p_.B + b]) + unit;
-        Gates<V> a{sum(l, 0, unit, width, start, tile), sum(l, 1, unit, width, start, tile),
-                   sum(l, 2, unit, width, start, tile), sum(l, 3, unit, width, start, tile)};
-        float* state = p_.c + (l * p_.B + b) * w_.H + unit;
-        V c_t = load_elems<F32>(state, width);
-        cell_state<VectorMath>(a, c_t);
-        store_elems<F32>(state, c_t, width);
-        o[b - from] = a.o;
-        c[b - from] = c_t;
+  // As in forward.h: first c of some cells, then their h.
+  void cells(int64_t s, int64_t l, int64_t first, int64_t end, Acc* tile) {
+    struct {
+      int64_t b, unit;
+      int width;
+      V o, c;
+    } cell[kTogether];
+    int64_t block = first, b = 0;
+    while (block < end) {
+      int count = 0;
+      for (; count < kTogether && block < end; ++count) {
+        auto& now = cell[count];
+        now.b = b;
+        now.unit = block * kLanes;
+        now.width = lanes_of(block);
+        const float* start = w_.start(l, s == 0 ? p_.last[b] : p_.ids[(s - 1) * p_.B + b]) + now.unit;
+        const Acc* sums = tile_of(tile, block - first, 0) + b * kTileWidth;
+        Gates<V> a{sum(l, 0, now.unit, now.width, start, sums), sum(l, 1, now.unit, now.width, start, sums),
+                   sum(l, 2, now.unit, now.width, start, sums), sum(l, 3, now.unit, now.width, start, sums)};
+        float* state = p_.c + (l * p_.B + b) * w_.H + now.unit;
+        now.c = load_elems<F32>(state, now.width);
+        cell_state<VectorMath>(a, now.c);
+        store_elems<F32>(state, now.c, now.width);
+        now.o = a.o;
+        if (++b < p_.B) continue;
+        b = 0;
+        ++block;
       }
-      for (int64_t b = from; b < to; ++b) {
-        const V h = cell_output<VectorMath>(o[b - from], c[b - from]);
-        set_state(states(l, s + 1) + b * stride_ + unit, h);
-        if (s + 1 == p_.steps) store_elems<F32>(p_.h + (l * p_.B + b) * w_.H + unit, h, width);
+      for (int i = 0; i < count; ++i) {
+        const auto& now = cell[i];
+        const V h = cell_output<VectorMath>(now.o, now.c);
+        set_state(states(l, s + 1) + now.b * stride_ + now.unit, h);
+        if (s + 1 == p_.steps) store_elems<F32>(p_.h + (l * p_.B + now.b) * w_.H + now.unit, h, now.width);
       }
     }
   }
 
   // The pre-activations of one gate.
-  V sum(int64_t l, int gate, int64_t unit, int width, const float* start, const Acc* tile) const {
+  V sum(int64_t l, int gate, int64_t unit, int width, const float* start, const Acc* sums) const {
     V a = load_elems<F32>(start + gate * w_.H, width);
     for (int source = 0; source < (Packed<E>::kScaled ? w_.sources(l) : 1); ++source) {
-      const auto product = load<Vector<Acc>>(tile + source * tile_size_ + gate * kLanes);
+      const auto product = load<Vector<Acc>>(sums + source * tile_size_ + gate * kLanes);
       if constexpr (Packed<E>::kScaled)
         a += scaled(product, load_elems<F32>(w_.scales(l, source) + gate * w_.H + unit, width));
       else
@@ -336,6 +353,9 @@ class Generate {
     return __builtin_convertvector(product, V) * scales;
   }
 
+  // Sums of a block of the group from one source: [B, 4 gates of a block].
+  Acc* tile_of(Acc* tile, int64_t block, int source) const { return tile + (block * 2 + source) * tile_size_; }
+
   int lanes_of(int64_t block) const { return static_cast<int>(std::min<int64_t>(kLanes, w_.H - block * kLanes)); }
 
   // h of a layer [B, stride] before step s, double-buffered: other threads still read the old one.
@@ -344,6 +364,7 @@ class Generate {
   const Packed<E>& w_;
   const Passage& p_;
   const int threads_;
+  const int64_t group_;  // blocks of a task: as few streams have too few cells in one
   const int64_t stride_, tile_size_, logits_stride_;
   Workspace memory_;
   State* states_;
