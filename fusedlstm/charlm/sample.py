@@ -190,30 +190,48 @@ def chunks(
 
     Returns:
         Characters [n, B]: n grows from 1, so that the first show at once, to AT_ONCE.
+
+    Raises:
+        CharLMError: when the precision is not to be had.
     """
     writer = generator_of(model, ids.shape[1], seed, precision)
-    if writer:
-        writer.read(ids)
-    else:
-        rows = ids_after(model, ids, temperature, seed, filters)
-    n, left = 1, math.inf if length is None else length
-    while left > 0:
-        n = int(min(n, left))
-        yield writer.generate(n, temperature, **vars(filters)) if writer else torch.cat(list(islice(rows, n)))
-        n, left = min(2 * n, AT_ONCE), left - n
+
+    def parts() -> Iterator[Tensor]:
+        if writer:
+            writer.read(ids)
+        else:
+            rows = ids_after(model, ids, temperature, seed, filters)
+        n, left = 1, math.inf if length is None else length
+        while left > 0:
+            n = int(min(n, left))
+            yield writer.generate(n, temperature, **vars(filters)) if writer else torch.cat(list(islice(rows, n)))
+            n, left = min(2 * n, AT_ONCE), left - n
+
+    return parts()
 
 
 def generator_of(model: Model, B: int, seed: int | None, precision: Precision) -> Writer | None:
     """The native generator with the weights of a model, or nothing where it does not serve.
 
+    It knows LSTM layers, one-hot or embedded characters and the CPU.
+
     Args:
         B: streams side by side.
+        seed, precision: as for write.
 
     Raises:
         CharLMError: when it does not serve and the precision is only to be had from it.
     """
+    if isinstance(model, CharLM) and model.kind == "lstm" and model.plain:
+        decoder = model.decoder
+        if decoder.weight.device.type == "cpu":
+            from fusedlstm.generate import Generator
+
+            embedding = decoder.weight if model.tied else model.embedding and model.embedding.weight
+            weights = model.lstm.all_weights
+            return Generator(weights, decoder.weight, decoder.bias, B, precision, seed, embedding=embedding)
     if precision != "float32":
-        raise CharLMError(f"--precision must be float32 for this model, got {precision}")
+        raise CharLMError(f"--precision must be float32 but for LSTM layers on a CPU, got {precision}")
     return None
 
 

@@ -93,15 +93,19 @@ class Service:
 
     async def generate(self, request: Request) -> Response:
         asked = await self._asked(request, self.generate_fields)
+        try:
+            self.vocab.encode(asked["prime"])
+        except CharLMError as error:
+            raise HTTPException(422, f"prime: {error}") from None
         if self.streams >= self.limits.streams:
             busy = f"{self.streams} texts are in the making, which is all this server takes: try again"
             raise HTTPException(503, busy, {"Retry-After": "1"})
-        names = "prime", "length", "temperature", "seed"
-        try:
-            pieces = write(self.model, self.vocab, *(asked[name] for name in names), _filters(asked))
-        except CharLMError as error:
-            raise HTTPException(422, f"prime: {error}") from None
-        return Writing(self, islice(pieces, 1, None))  # the prime text is known to who asked
+        return Writing(self, self._pieces(asked))
+
+    def _pieces(self, asked: Mapping[str, Any]) -> Iterator[str]:
+        how = (asked[name] for name in ("prime", "length", "temperature", "seed"))
+        pieces = write(self.model, self.vocab, *how, _filters(asked))
+        yield from islice(pieces, 1, None)  # the prime text is known to who asked
 
     async def next(self, request: Request) -> Response:
         asked = await self._asked(request, self.next_fields)
