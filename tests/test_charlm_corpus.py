@@ -73,7 +73,9 @@ def test_characters_may_lie_across_blocks_and_files(
     assert bytes_of(made).decode() == text
 
 
-def test_many_characters_take_two_bytes_each_and_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_characters_take_two_bytes_each_and_too_many_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = "".join(map(chr, range(0x3000, 0x3000 + 300)))
     made = Corpus.from_bytes("x", text.encode(), "chars")
     assert made.ids.dtype == np.uint16
@@ -253,7 +255,11 @@ def prepare(*files: Path, out: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize(("kind", "dtype"), [("bytes", np.uint8), ("chars", np.uint16)])
 def test_a_prepared_text_is_the_text(
-    kind: Kind, dtype: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kind: Kind,
+    dtype: type,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(texts, "BLOCK", 64)
     file = tmp_path / "runes.txt"
@@ -272,7 +278,10 @@ def test_a_prepared_text_is_the_text(
     with pytest.raises(CharLMError, match=f"--vocab must be {kind}, as .*made was prepared, got {other}"):
         load_files(tmp_path / "deep" / "made", vocab=other)
     shown = capsys.readouterr().out
-    assert f"fusedlstm train {tmp_path / 'deep' / 'made'}{' --vocab chars' if kind == 'chars' else ''}\n" in shown
+    assert (
+        f"fusedlstm train {tmp_path / 'deep' / 'made'}{' --vocab chars' if kind == 'chars' else ''}\n"
+        in shown
+    )
 
 
 def test_preparing_tells_what_the_text_is_made_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,7 +299,10 @@ def test_preparing_tells_what_the_text_is_made_of(tmp_path: Path, capsys: pytest
     prepare(tmp_path / "y", out=tmp_path / "constant")
     (tmp_path / "z").write_bytes(b"\xff" * 5)
     prepare(tmp_path / "z", out=tmp_path / "same")
-    assert "5 ids of 1 symbols; entropy of order 0: 0.000 bits\nthe commonest: byte 0xff 100.0%\n" in capsys.readouterr().out
+    assert (
+        "5 ids of 1 symbols; entropy of order 0: 0.000 bits\nthe commonest: byte 0xff 100.0%\n"
+        in capsys.readouterr().out
+    )
 
 
 def test_prepare_refuses_what_does_not_serve(tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ def count(text: Text, kind: Kind) -> Counted:
         of_block = np.bincount(codes)
         found[: len(of_block)] += of_block
     if found.sum() < 2:
-        raise CharLMError(f"the text {text.name!r} must have at least 2 {kind} to learn from, got {found.sum()}")
+        raise CharLMError(
+            f"the text {text.name!r} must have at least 2 {kind} to learn from, got {found.sum()}"
+        )
     occurring = np.flatnonzero(found)
     if len(occurring) > LARGEST:
         expected = f"at most {LARGEST:,} different ones"

@@ -39,7 +39,13 @@ class Group:
         """The model, called through what averages its gradients over the processes."""
         if self.size == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, [self.device] if self.device.index is not None else None)
+        return nn.parallel.DistributedDataParallel(
+            model, [self.device] if self.device.index is not None else None
+        )
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.agreed(0)
 
     def agreed(self, value: float) -> float:
         """The largest of all processes' values."""

@@ -16,7 +16,7 @@ from fusedlstm.charlm.evaluate import evaluate
 from fusedlstm.charlm.model import CharLM, State
 from fusedlstm.charlm.sample import write
 from fusedlstm.charlm.settings import FIXED, CharLMError, Settings
-from fusedlstm.charlm.streams import Streams
+from fusedlstm.charlm.streams import Streams, fit
 
 VAL_CHARS = 100_000  # what a pause reads of the validation text; the end of a run reads all
 EXPLODED = 3.0  # times the loss of a model that knows nothing
@@ -42,14 +42,14 @@ class Run:
         self.settings, self.text, self.dtype = settings, text, settings.autocast_dtype()
         self.model = CharLM.from_settings(settings, len(text.vocab))
         split = text.split(settings)
-        self.model.start_from(split.counts(len(text.vocab)))
+        self.model.start_from(torch.from_numpy(split.counts(len(text.vocab))))
         self.model.to(device)
         self.called = self.group.wrapped(self.model)
         self.optimizer = optim.optimizer_for(self.model, settings)
         self.average = optim.average_of(self.model, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.streams = Streams(split.train, B, device, self.group.rows(B))
-        val_B = min(B, len(split.val) - 1)
+        val_B, _ = fit(split.val, B, 1)
         self.val_streams = Streams(split.val, val_B, device) if val_B > 0 else None
         self.state: State | None = None
         self.step = 0
@@ -80,12 +80,11 @@ class Run:
 
     def describe(self) -> str:
         """The run in one line."""
-        s, text = self.settings, self.text
-        kind = f"{s.num_layers} {s.model} layers of {s.rnn_size}, {parameters_of(self.model):,} parameters"
+        text = self.text
         where = f"{str(self.dtype).removeprefix('torch.')} on {self.group.device}"
         processes = f" in {self.group.size} processes" if self.group.size > 1 else ""
-        symbols = f"{len(text.ids):,} {text.unit}, {len(text.vocab)} different"
-        return f"{text.name}: {symbols}; {kind}; {where}{processes}; step {self.step}"
+        symbols = f"{len(text.ids):,} {text.vocab.kind}, {len(text.vocab)} different"
+        return f"{text.name}: {symbols}; {self.model.describe()}; {where}{processes}; step {self.step}"
 
     def progress(self) -> float:
         """How much of the steps, the epochs, or else the minutes is done; 1 is all."""
@@ -122,19 +121,23 @@ class Run:
         self.step_seconds = time.perf_counter() - began
         return loss
 
-    def validate(self, whole: bool) -> None:
-        """Adds to the metrics: the mean loss in nats since the last time, and that of the validation text.
-
-        Args:
-            whole: read all of the validation text, not VAL_CHARS spread over it.
-        """
-        metrics = {
+    def figures(self) -> dict[str, float]:
+        """Where the training stands, and its mean loss in nats since the last validation."""
+        return {
             "step": self.step,
             "epoch": self.epochs,
             "seconds": self.seconds,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "train": sum(self.losses) / len(self.losses),
         }
+
+    def validate(self, whole: bool) -> None:
+        """Adds to the metrics: the figures, and the loss in nats of the validation text.
+
+        Args:
+            whole: read all of the validation text, not VAL_CHARS spread over it.
+        """
+        metrics = self.figures()
         if self.val_streams:
             T = self.settings.seq_length
             steps = None if whole else math.ceil(VAL_CHARS / self.settings.batch_size)
@@ -214,7 +217,9 @@ class Run:
         self.seconds = time.perf_counter() - started
 
     @classmethod
-    def resumed(cls, saved: Checkpoint, settings: Settings, text: Corpus, group: Group | None = None) -> "Run":
+    def resumed(
+        cls, saved: Checkpoint, settings: Settings, text: Corpus, group: Group | None = None
+    ) -> "Run":
         """A run exactly as it was saved, but for settings that are not FIXED.
 
         Raises:
@@ -230,11 +235,6 @@ class Run:
         run = cls(settings, text, group)
         run.restore(saved)
         return run
-
-
-def parameters_of(model: nn.Module) -> int:
-    """How many numbers a model learns."""
-    return sum(p.numel() for p in model.parameters())
 
 
 def train_step(

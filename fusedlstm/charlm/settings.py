@@ -230,15 +230,16 @@ RULES: dict[str, Rule] = {
     "out": TEXT,
     "device": TEXT,
     **{name: _one_of(name) for name in ("vocab", "model", "optimizer", "schedule", "clip", "dtype")},
-    **{name: COUNT for name in ("rnn_size", "num_layers", "seq_length", "batch_size", "accumulate", "save_every")},
+    **dict.fromkeys(
+        ("rnn_size", "num_layers", "seq_length", "batch_size", "accumulate", "save_every"), COUNT
+    ),
     **{name: _whole(0) for name in ("embedding", "warmup", "sample_length")},
-    **{name: FLAG for name in ("tied", "variational", "tensorboard", "wandb")},
-    **{
-        name: SHARE
-        for name in ("val_fraction", "dropout", "recurrent_dropout", "weight_drop", "zoneout", "ema", "decay_rate")
-    },
-    **{name: POSITIVE for name in ("learning_rate", "learning_rate_decay", "grad_clip", "minutes")},
-    **{name: NOT_NEGATIVE for name in ("init_range", "learning_rate_decay_after", "weight_decay", "temperature")},
+    **dict.fromkeys(("tied", "variational", "tensorboard", "wandb"), FLAG),
+    **dict.fromkeys(
+        ("val_fraction", "dropout", "recurrent_dropout", "weight_drop", "zoneout", "ema", "decay_rate"), SHARE
+    ),
+    **dict.fromkeys(("learning_rate", "learning_rate_decay", "grad_clip", "minutes"), POSITIVE),
+    **dict.fromkeys(("init_range", "learning_rate_decay_after", "weight_decay", "temperature"), NOT_NEGATIVE),
     "epochs": _or_none(POSITIVE),
     "steps": _or_none(COUNT),
     "seed": (lambda v: type(v) is int and abs(v) < 2**63, "a whole number of 64 bits"),

@@ -1,8 +1,8 @@
 """The trainer: truncated back-propagation through time over streams of text, the state carried over."""
 
-import io
 import shlex
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -15,11 +15,12 @@ from fusedlstm.charlm.distributed import Group, group
 from fusedlstm.charlm.report import Report
 from fusedlstm.charlm.run import Diverged, Run
 from fusedlstm.charlm.settings import CharLMError, Settings
-from fusedlstm.charlm.watch import Watchers
+from fusedlstm.charlm.streams import fit
+from fusedlstm.charlm.watch import Watcher, Watchers
 
 FIRST_PAUSE = 100  # steps; the next come after twice that, four times, ... until every save_every
 LOG_EVERY = 20  # steps between lines of metrics.jsonl
-ROLLBACKS = 8  # in a row, with no checkpoint in between: then something else is wrong
+ROLLBACKS = 8  # with no checkpoint in between: then something else is wrong
 
 
 def train(
@@ -50,38 +51,93 @@ def train(
         else:
             folder = _new_folder(settings, text)
             run = Run(_settled(settings, text, report), text, processes)
-        with checkpoint.locked(folder, processes.leads):
+        processes.wait()  # all have found the folder as it was
+        with checkpoint.locked(folder) if processes.leads else nullcontext():
+            _keep(run, folder)  # a disk that refuses should say so before the work
+            report.say(run.describe())
             _train(run, folder, report, stop)
+        report.say(f"saved in {folder} after step {run.step}, {run.seconds / 60:.1f} minutes of training")
+        report.say(f"  to let it write: fusedlstm sample {shlex.quote(str(folder))}")
+        report.say(f"  to train it on:  fusedlstm train --resume {shlex.quote(str(folder))} {_more(run)}")
     return folder
 
 
 def _train(run: Run, folder: Path, report: Report, stop: Callable[[], bool]) -> None:
-    leads, agreed = run.group.leads, run.group.agreed
-    keep(run, folder)  # a disk that refuses should say so before the work
-    report.say(run.describe())
-    rollbacks = 0
-    with Watchers(folder, run.settings, run.step, report.say) if leads else nothing() as watchers:
+    """Trains to the end, or until stopped; a run that diverges goes on from its last checkpoint, more slowly."""
+    for attempt in count(1):
+        followers = Watchers(run.settings, folder, run.step, report.say) if run.group.leads else Watcher()
+        begun = run.step
+        try:
+            with closing(followers):
+                _go_on(run, folder, followers, report, stop)
+            return
+        except Diverged as error:
+            saved = checkpoint.load(folder)
+            if saved.step == begun and attempt > ROLLBACKS:
+                raise CharLMError(f"{error}, even at {run.rate_scale:g} times the learning rate") from None
+            run.roll_back(saved)
+            report.say(f"{error}: back to step {run.step}, at {run.rate_scale:g} times the learning rate")
+
+
+def _go_on(run: Run, folder: Path, watcher: Watcher, report: Report, stop: Callable[[], bool]) -> None:
+    done = run.progress() >= 1
+    while not done and not run.group.agreed(stop()):
+        loss = run.advance()
         done = run.progress() >= 1
-        while not done and not agreed(stop()):
-            try:
-                loss = run.advance()
-            except Diverged as error:
-                rollbacks += 1
-                if rollbacks > ROLLBACKS:
-                    raise CharLMError(f"{error}, even at {run.rate_scale:g} times the learning rate") from None
-                run.roll_back(checkpoint.load(folder))
-                report.say(f"{error}: back to step {run.step}, at {run.rate_scale:g} times the learning rate")
-                continue
-            done = run.progress() >= 1
-            report.update(run.step, run.progress(), loss, run.chars_per_step, run.step_seconds)
-            if run.step % LOG_EVERY == 0:
-                watchers.metrics(run.step, run.figures())
-            if done or _pause_due(run.step, run.settings):
-                run.validate(whole=done)
-                keep(run, folder)
-                rollbacks = 0
-                sample = run.sample()
-                watchers.metrics(run.step, run.metrics[-1])
-                watchers.sample(run.step, sample)
-                report.pause(run.metrics[-1], sample)
-        keep(run, folder)
+        report.update(run.step, run.progress(), loss, run.chars_per_step, run.step_seconds)
+        if done or _pause_due(run.step, run.settings):
+            run.validate(whole=done)
+            _keep(run, folder)
+            sample = run.sample()
+            watcher.metrics(run.step, run.metrics[-1])
+            watcher.sample(run.step, sample)
+            report.pause(run.metrics[-1], sample)
+        elif run.step % LOG_EVERY == 0:
+            watcher.metrics(run.step, run.figures())
+    _keep(run, folder)
+
+
+def _keep(run: Run, folder: Path) -> None:
+    """Saves a checkpoint; all processes of a run have a part in it, one writes it."""
+    kept = run.checkpoint()
+    if run.group.leads:
+        checkpoint.save(folder, kept)
+    run.group.wait()
+
+
+def _pause_due(step: int, settings: Settings) -> bool:
+    doublings, rest = divmod(step, FIRST_PAUSE)
+    early = step < settings.save_every and rest == 0 and doublings.bit_count() == 1
+    return early or step % settings.save_every == 0 or step in settings.sample_at
+
+
+def _settled(settings: Settings, text: Corpus, report: Report) -> Settings:
+    """The settings of a new run: a batch and length that its text can fill."""
+    B, T = settings.batch_size, settings.seq_length
+    fitted_B, fitted_T = fit(text.split(settings).train, B, T)
+    if (fitted_B, fitted_T) != (B, T):
+        report.say(f"{text.name} is short: batch size {B} -> {fitted_B}, sequence length {T} -> {fitted_T}")
+    return replace(settings, batch_size=fitted_B, seq_length=fitted_T)
+
+
+def _more(run: Run) -> str:
+    """The flag that makes a run twice as long."""
+    for name in ("steps", "epochs"):
+        if (value := getattr(run.settings, name)) is not None:
+            return f"--{name} {2 * value:g}"
+    return f"--minutes {2 * run.settings.minutes:g}"
+
+
+def _console(processes: Group) -> Console | None:
+    """Where to report: nowhere, but for the process that talks for all."""
+    return None if processes.leads else Console(quiet=True)
+
+
+def _new_folder(settings: Settings, text: Corpus) -> Path:
+    """Where a new run goes: never over another run."""
+    if settings.out:
+        if checkpoint.exists(settings.out):
+            raise CharLMError(f"--out must be a new folder, {settings.out} holds a run (see --resume)")
+        return Path(settings.out)
+    names = (Path("runs", text.name if i == 1 else f"{text.name}-{i}") for i in count(1))
+    return next(folder for folder in names if not checkpoint.exists(folder))
