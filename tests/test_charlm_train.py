@@ -18,8 +18,8 @@ from fusedlstm.charlm import checkpoint
 from fusedlstm.charlm import run as run_module
 from fusedlstm.charlm.corpus import Corpus
 from fusedlstm.charlm.report import Report, bits
-from fusedlstm.charlm.sample import load_model, write
 from fusedlstm.charlm.run import Run
+from fusedlstm.charlm.sample import load_model, write
 from fusedlstm.charlm.settings import CharLMError, Settings
 from fusedlstm.charlm.train import train
 

@@ -59,7 +59,7 @@ def clip(model: nn.Module, settings: Settings) -> float:
 
 
 def average_of(model: nn.Module, settings: Settings) -> AveragedModel | None:
-    """An exponential moving average of the weights, to be updated after each step; None when not asked for."""
+    """A moving average of the weights, to be updated after each step; None when not asked for."""
     if not settings.ema:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import asdict
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from fusedlstm.charlm.evaluate import evaluate
 from fusedlstm.charlm.model import CharLM, State
 from fusedlstm.charlm.sample import write
 from fusedlstm.charlm.settings import FIXED, CharLMError, Settings
-from fusedlstm.charlm.streams import Streams
+from fusedlstm.charlm.streams import Streams, fit
 
 VAL_CHARS = 100_000  # what a pause reads of the validation text; the end of a run reads all
 EXPLODED = 3.0  # times the loss of a model that knows nothing
@@ -42,14 +43,14 @@ class Run:
         self.settings, self.text, self.dtype = settings, text, settings.autocast_dtype()
         self.model = CharLM.from_settings(settings, len(text.vocab))
         split = text.split(settings)
-        self.model.start_from(split.counts(len(text.vocab)))
+        self.model.start_from(torch.from_numpy(split.counts(len(text.vocab))))
         self.model.to(device)
         self.called = self.group.wrapped(self.model)
         self.optimizer = optim.optimizer_for(self.model, settings)
         self.average = optim.average_of(self.model, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.streams = Streams(split.train, B, device, self.group.rows(B))
-        val_B = min(B, len(split.val) - 1)
+        val_B, _ = fit(split.val, B, 1)
         self.val_streams = Streams(split.val, val_B, device) if val_B > 0 else None
         self.state: State | None = None
         self.step = 0
@@ -80,12 +81,11 @@ class Run:
 
     def describe(self) -> str:
         """The run in one line."""
-        s, text = self.settings, self.text
-        kind = f"{s.num_layers} {s.model} layers of {s.rnn_size}, {parameters_of(self.model):,} parameters"
+        text = self.text
         where = f"{str(self.dtype).removeprefix('torch.')} on {self.group.device}"
         processes = f" in {self.group.size} processes" if self.group.size > 1 else ""
-        symbols = f"{len(text.ids):,} {text.unit}, {len(text.vocab)} different"
-        return f"{text.name}: {symbols}; {kind}; {where}{processes}; step {self.step}"
+        symbols = f"{len(text.ids):,} {text.vocab.kind}, {len(text.vocab)} different"
+        return f"{text.name}: {symbols}; {self.model.describe()}; {where}{processes}; step {self.step}"
 
     def progress(self) -> float:
         """How much of the steps, the epochs, or else the minutes is done; 1 is all."""
@@ -238,11 +238,6 @@ class Run:
         return run
 
 
-def parameters_of(model: nn.Module) -> int:
-    """How many numbers a model learns."""
-    return sum(p.numel() for p in model.parameters())
-
-
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -275,7 +270,7 @@ def train_step(
     optimizer.zero_grad()
     loss, states = 0.0, list[State]()
     cuts = [B * i // settings.accumulate for i in range(settings.accumulate + 1)]
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         part = slice(begin, end)
         before = tuple(s[:, part].contiguous() for s in state) if state else None
         with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
@@ -303,7 +298,7 @@ def _random_states(device: torch.device) -> dict[str, Tensor]:
 
 
 def _set_random_states(device: torch.device, saved: dict[str, Tensor], rank: int) -> None:
-    """Sets what is saved for this process and this device; a run that moves elsewhere goes on with new draws."""
+    """Sets what is saved for this process and device; a run that moves elsewhere goes on with new draws."""
     if (state := saved.get(f"cpu.{rank}")) is not None:
         torch.set_rng_state(state)
     if device.type == "cuda" and (state := saved.get(f"cuda.{rank}")) is not None:

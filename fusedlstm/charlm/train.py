@@ -15,6 +15,7 @@ from fusedlstm.charlm.distributed import Group, group
 from fusedlstm.charlm.report import Report
 from fusedlstm.charlm.run import Diverged, Run
 from fusedlstm.charlm.settings import CharLMError, Settings
+from fusedlstm.charlm.streams import fit
 from fusedlstm.charlm.watch import Watcher, Watchers
 
 FIRST_PAUSE = 100  # steps; the next come after twice that, four times, ... until every save_every
@@ -62,7 +63,7 @@ def train(
 
 
 def _train(run: Run, folder: Path, report: Report, stop: Callable[[], bool]) -> None:
-    """Trains to the end, or until stopped; a run that diverges goes on from its last checkpoint, more slowly."""
+    """Trains to the end, or until stopped; a run that diverges goes back and on more slowly."""
     for attempt in count(1):
         followers = Watchers(run.settings, folder, run.step, report.say) if run.group.leads else Watcher()
         begun = run.step
@@ -113,7 +114,7 @@ def _pause_due(step: int, settings: Settings) -> bool:
 def _settled(settings: Settings, text: Corpus, report: Report) -> Settings:
     """The settings of a new run: a batch and length that its text can fill."""
     B, T = settings.batch_size, settings.seq_length
-    fitted_B, fitted_T = corpus.fit(len(text.split(settings).train), B, T)
+    fitted_B, fitted_T = fit(text.split(settings).train, B, T)
     if (fitted_B, fitted_T) != (B, T):
         report.say(f"{text.name} is short: batch size {B} -> {fitted_B}, sequence length {T} -> {fitted_T}")
     return replace(settings, batch_size=fitted_B, seq_length=fitted_T)
