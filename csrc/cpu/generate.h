@@ -41,6 +41,10 @@ struct Int8 {
   static constexpr int kPair = 2;
 };
 
+// What h is multiplied as.
+template <class E>
+using StateOf = std::conditional_t<std::is_same_v<E, Int8>, int16_t, float>;
+
 template <>
 struct Dot<WideBF16> {
   struct B {
