@@ -258,24 +258,27 @@ def test_late_is_when_a_label_has_held_for_long() -> None:
 
 
 def test_an_ablation_counts_what_follows_a_label() -> None:
-    label = np.random.default_rng(0).random(5000) < 0.3
-    change = np.append(np.nan, np.where(label[:-1], 2.0, 0.5))
+    label = np.random.default_rng(0).random((10, 500)) < 0.3
+    change = np.full((10, 500), np.nan)
+    change[:, 1:] = np.where(label[:, :-1], 2.0, 0.5)
     found = _ablation(change, label)
     assert (found.inside, found.outside) == (2.0, 0.5)
     assert found.low == pytest.approx(1.5)
     assert found.high == pytest.approx(1.5)
-    numbers = _ablation(change, label.astype(np.float32) * 3)
-    assert numbers == found
+    assert _ablation(change, label.astype(np.float32) * 3) == found
 
 
 def test_the_interval_of_an_ablation_is_that_of_a_mean() -> None:
     source = np.random.default_rng(0)
-    label = source.random(40_001) < 0.3
-    change = source.normal(size=40_001).astype(np.float32)
+    label = source.random((80, 501)) < 0.3
+    change = source.normal(size=(80, 501)).astype(np.float32)
     found = _ablation(change, label)
     width = 2 * 1.96 * np.sqrt(1 / label.sum() + 1 / (~label).sum())
     assert found.high - found.low == pytest.approx(width, rel=0.25)
     assert found.low < found.inside - found.outside < found.high
+    one_chunk = np.repeat(change[:1], 80, 0), np.repeat(label[:1], 80, 0)  # no chunk differs from another
+    same = _ablation(*one_chunk)
+    assert same.high - same.low == pytest.approx(0, abs=1e-9)
 
 
 def test_what_does_not_serve_is_said(model: CharLM, monkeypatch: pytest.MonkeyPatch) -> None:
