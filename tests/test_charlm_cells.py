@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import tyro
 from scipy.signal import lfilter
 from scipy.stats import spearmanr
 
@@ -348,6 +349,13 @@ def test_the_command(run: Callable, tmp_path: Path, capsys: pytest.CaptureFixtur
     page = tmp_path / "report.html"
     command.Cells("run", str(tmp_path / "text"), ("quotes",), out=str(page))()
     assert "<table>" in page.read_text()
+
+
+def test_the_flags_of_the_command() -> None:
+    args = "RUN TEXT --labels c digit --regex a=b --regex c=d --function m:f --characters 5000 --quantity h"
+    parsed = tyro.cli(command.Cells, args=args.split())
+    regexes = ("a=b", "c=d")
+    assert parsed == command.Cells("RUN", "TEXT", ("c", "digit"), regexes, ("m:f",), 5000, "h")
 
 
 def test_the_command_reads_characters(run: Callable, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from html import escape
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from fusedlstm.charlm.activations import CHUNK, activations, bits_apart, clamped
@@ -94,9 +94,9 @@ class Finding:
             "held long": self._figure(self.late),
             "cells that count": str(len(self.cells)),
             "and remember": str(len(self.remembering)),
-            "bits inside": f"{a.inside:+.3f}" if a else "",
-            "bits outside": f"{a.outside:+.3f}" if a else "",
-            "difference": f"{a.low:+.3f} to {a.high:+.3f}" if a else "",
+            "bits inside": f"{a.inside:+.2f}" if a else "",
+            "bits outside": f"{a.outside:+.2f}" if a else "",
+            "difference": f"{a.low:+.2f} to {a.high:+.2f}" if a else "",
         }
 
     def strip(self) -> Text:
@@ -152,8 +152,8 @@ class Report:
     def table(self) -> Table:
         """The findings for a terminal; those of labels that have a cell stand out."""
         rows = [finding.row() for finding in self.findings]
-        heads = [Column(name.replace(" ", "\n"), no_wrap=True) for name in (rows[0] if rows else ())]
-        table = Table(*heads, box=SIMPLE_HEAD, pad_edge=False)
+        heads = [name.replace(" ", "\n") for name in (rows[0] if rows else ())]
+        table = Table(*heads, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for row, finding in zip(rows, self.findings, strict=True):
             table.add_row(*row.values(), style="bold" if finding.cells else "")
         return table
