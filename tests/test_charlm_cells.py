@@ -157,7 +157,8 @@ def report(model: CharLM, request: pytest.FixtureRequest) -> Report:
     while text[: n // 2].count('"') % 2 == 0:  # the second half begins inside quotes
         n += 2
     text, noise = text[:n], smooth(np.random.default_rng(3), n, 1)[:, 0]
-    labels = {"quotes": quotes(text.encode()), "noise": noise, "never": np.zeros(n, bool)}
+    inside = quotes(text.encode())
+    labels = {"quotes": inside, "outside": ~inside, "noise": noise, "never": np.zeros(n, bool)}
     return find(model, ids_of(text), labels, SYMBOLS, 10, request.param)
 
 
@@ -171,6 +172,13 @@ def test_the_cell_of_quotes_is_found_in_a_model(report: Report) -> None:
     assert found.late == pytest.approx(1)
     assert found.cells[0] == (0, PLANTED)
     assert (0, PLANTED) in found.remembering
+
+
+def test_a_cell_that_is_low_where_a_label_holds(report: Report) -> None:
+    found = report.findings[1]
+    assert (found.label, found.cell, found.sign) == ("outside", PLANTED, -1)
+    assert found.d == pytest.approx(1)
+    assert found.late == pytest.approx(1)
 
 
 def test_the_cell_of_quotes_is_good_for_quotes_only(report: Report) -> None:
