@@ -17,7 +17,17 @@ from scipy.signal import lfilter
 from scipy.stats import spearmanr
 
 from fusedlstm.charlm import effects as effects_module
-from fusedlstm.charlm.cells import SHORTEST, Report, _ablation, _changes, _guess, _late, _picked, find
+from fusedlstm.charlm.cells import (
+    SHORTEST,
+    Finding,
+    Report,
+    _ablation,
+    _changes,
+    _guess,
+    _late,
+    _picked,
+    find,
+)
 from fusedlstm.charlm.effects import LEAST_TURN, Scores, compare, effects, ranks
 from fusedlstm.charlm.labels import quotes
 from fusedlstm.charlm.model import CharLM
@@ -162,9 +172,13 @@ def report(model: CharLM, request: pytest.FixtureRequest) -> Report:
     return find(model, ids_of(text), labels, SYMBOLS, 10, request.param)
 
 
+def named(report: Report, label: str) -> Finding:
+    return next(found for found in report.findings if found.label == label)
+
+
 def test_the_cell_of_quotes_is_found_in_a_model(report: Report) -> None:
-    found = report.findings[0]
-    assert (found.label, found.kind) == ("quotes", "binary")
+    found = named(report, "quotes")
+    assert found.kind == "binary"
     assert (found.layer, found.cell, found.sign) == (0, PLANTED, 1)
     assert found.d == pytest.approx(1)
     assert found.p == pytest.approx(1 / 201)
@@ -175,14 +189,14 @@ def test_the_cell_of_quotes_is_found_in_a_model(report: Report) -> None:
 
 
 def test_a_cell_that_is_low_where_a_label_holds(report: Report) -> None:
-    found = report.findings[1]
-    assert (found.label, found.cell, found.sign) == ("outside", PLANTED, -1)
+    found = named(report, "outside")
+    assert (found.cell, found.sign) == (PLANTED, -1)
     assert found.d == pytest.approx(1)
     assert found.late == pytest.approx(1)
 
 
 def test_the_cell_of_quotes_is_good_for_quotes_only(report: Report) -> None:
-    ablation = report.findings[0].ablation
+    ablation = named(report, "quotes").ablation
     assert ablation
     assert ablation.inside > 2
     assert abs(ablation.outside) < 0.2
@@ -190,7 +204,7 @@ def test_the_cell_of_quotes_is_good_for_quotes_only(report: Report) -> None:
 
 
 def test_what_is_not_there_is_not_found(report: Report) -> None:
-    noise = next(found for found in report.findings if found.label == "noise")
+    noise = named(report, "noise")
     assert noise.p > 0.05
     assert noise.ablation is None
     assert noise.late is None
@@ -206,12 +220,12 @@ def test_a_report_in_all_its_forms(report: Report) -> None:
     assert record["answer"] == report.answer
     html = report._repr_html_()
     assert html.count("<tr>") == 1 + len(report.findings)
-    assert f"<td>+0.{PLANTED}</td><td>AUROC</td><td>1.000</td>" in html
+    assert f"<td>quotes</td><td>+0.{PLANTED}</td><td>AUROC</td><td>1.000</td>" in html
     assert len(report.table().rows) == len(report.findings)
-    text, values = report.findings[0].excerpt
+    text, values = named(report, "quotes").excerpt
     assert len(text) == len(values)
     assert '"' in text
-    strip = report.findings[0].strip()
+    strip = named(report, "quotes").strip()
     assert strip.plain == text
     inside = quotes(text.encode()) if text[0] != "a" else ~quotes(text.encode())
     for span, on in zip(strip.spans, inside, strict=True):

@@ -101,4 +101,4 @@ def effects(ranked: np.ndarray, label: np.ndarray, turns: Sequence[int] | np.nda
         weights = ranks(label[:, None])[:, 0]
         norms = np.linalg.norm(weights) * np.linalg.norm(ranked, axis=0)
     turned = np.stack([np.roll(weights, turn) for turn in turns]) @ ranked
-    return turned / np.where(norms > 0, norms, np.inf)
+    return np.clip(turned / np.where(norms > 0, norms, np.inf), -1, 1)  # sums in float32 may pass 1
