@@ -72,14 +72,15 @@ class NGrams:
 if TYPE_CHECKING:
     Experiment = Post | Paper | NGrams
 else:  # one subcommand for each row of the table
-    posts = (
+    posts = [
         Annotated[Post, subcommand(name, default=Post(name), description=e.title + ".", prefix_name=False)]
         for name, e in EXPERIMENTS.items()
-    )
-    others = {"paper": Paper, "ngram": NGrams}
-    Experiment = Union[
-        (*posts, *(Annotated[kind, subcommand(name, prefix_name=False)] for name, kind in others.items()))
     ]
+    others = [
+        Annotated[Paper, subcommand("paper", prefix_name=False)],
+        Annotated[NGrams, subcommand("ngram", prefix_name=False)],
+    ]
+    Experiment = Union[tuple(posts + others)]
 
 
 @dataclass(frozen=True)
