@@ -36,7 +36,9 @@ def test_a_text_comes_back_from_its_ids(kind: Kind) -> None:
     ids = vocab.encode(TEXT)
     assert ids.dtype == np.uint8
     assert ids.tolist() == vocab.encode(TEXT.encode()).tolist()
-    assert [vocab.symbols[id] for id in ids] == list(TEXT if kind == "chars" else TEXT.encode().decode("latin-1"))
+    assert [vocab.symbols[id] for id in ids] == list(
+        TEXT if kind == "chars" else TEXT.encode().decode("latin-1")
+    )
     assert written(vocab.decoder(), ids) == TEXT
     assert vocab.decoder().piece(ids) == TEXT
 
@@ -82,7 +84,12 @@ def test_unknown_characters_are_named_with_their_places(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", ["bytes", "chars"])
 def test_unknown_characters_are_skipped_or_replaced_whole(kind: Kind) -> None:
-    for known, replaced in [("ab", None), ("ab ", "a b  "), ("ab? ", "a?b??"), ("ab? \ufffd", "a\ufffdb\ufffd\ufffd")]:
+    for known, replaced in [
+        ("ab", None),
+        ("ab ", "a b  "),
+        ("ab? ", "a?b??"),
+        ("ab? \ufffd", "a\ufffdb\ufffd\ufffd"),
+    ]:
         vocab = vocab_of(known, kind)
         text = b"a" + "éb€".encode() + b"\xff"
         assert vocab.decoder().piece(vocab.encode(text, "skip")) == "ab"

@@ -89,7 +89,9 @@ def _parts(file: str, pattern: str) -> list[Path | bytes]:
         names = sorted(glob(pattern, root_dir=file, recursive=True))
         found: list[Path | bytes] = [Path(file, name) for name in names if Path(file, name).is_file()]
         if not found:
-            raise CharLMError(f"FILE must hold a text, got the folder {file} without a match of --glob {pattern}")
+            raise CharLMError(
+                f"FILE must hold a text, got the folder {file} without a match of --glob {pattern}"
+            )
         return found
     if os.path.isfile(file):
         return [Path(file)]
