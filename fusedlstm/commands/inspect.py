@@ -96,7 +96,7 @@ def _show(found: dict[str, Any]) -> None:
         **{f"{name} loss": _in_words(found[name]) for name in ("last", "best") if found[name]},
     })  # fmt: skip
     _table("settings that are not the defaults", found["settings"])
-    shapes = {name: " × ".join(map(str, shape)) for name, shape in found["parameters"].items()}
+    shapes = {name: " x ".join(map(str, shape)) for name, shape in found["parameters"].items()}
     _table(f"{total:,} parameters", shapes)
     _table("checkpoints", {
         Path(c["folder"]).name: f"{c['bytes'] / 1e6:,.1f} MB, {c['damage'] or 'whole'}"
