@@ -209,7 +209,8 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 def _read(folder: Path) -> Checkpoint:
-    record, tensors = _record(folder), {}
+    record = _record(folder)
+    tensors: dict[str, Tensor] = {}
     for name in (MODEL, TRAIN):
         data = (folder / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != record["sha256"][name]:
