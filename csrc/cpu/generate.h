@@ -123,7 +123,7 @@ class Packed final : public Generator {
           for (int source = 0; source < sources(l); ++source) {
             const auto row_of = [&](int j) {
               const int64_t unit = block * kLanes<E> + j % kLanes<E>;
-              return unit < H ? (kHalves * half + j / kLanes<E>)*H + unit : -1;
+              return unit < H ? (2 * half + j / kLanes<E>)*H + unit : -1;
             };
             const Elem* matrix = static_cast<const Elem*>(stack.weights) + (first(l) + source) * 4 * H * H;
             pack(matrix, row_of, panel(l, block, half, source));
