@@ -164,7 +164,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"hello",))
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"hello",), daemon=True)
     writer.start()
     assert bytes_of(load_files(tmp_path / "pipe")) == b"hello"
     writer.join()
@@ -396,6 +396,8 @@ def test_a_long_text_is_prepared_once_in_the_cache(
         again = load_files(tmp_path / "moved.txt", vocab=kind)
     assert again.name == "moved"
     assert np.array_equal(again.ids, expected.ids)
+    other = "chars" if kind == "bytes" else "bytes"
+    assert load_files(tmp_path / "moved.txt", vocab=other).vocab.kind == other
     (tmp_path / "moved.txt").write_text("la la la\n" * 20)
     assert load_files(tmp_path / "moved.txt", vocab=kind).sha256 != made.sha256
 

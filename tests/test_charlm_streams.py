@@ -30,7 +30,9 @@ DEVICES = [
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("window", [1, 30, 10_000])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize(("N", "B", "T"), [(2, 1, 1), (23, 4, 2), (23, 3, 3), (100, 7, 5), (64, 1, 70)])
+@pytest.mark.parametrize(
+    ("N", "B", "T"), [(2, 1, 1), (23, 4, 2), (23, 3, 3), (100, 7, 5), (64, 1, 70), (8, 5, 1)]
+)
 def test_streams_are_contiguous_stretches_side_by_side(
     N: int, B: int, T: int, dtype: type, window: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
