@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks import results
 from benchmarks.contenders import ON
+from benchmarks.device import multiplies
 from benchmarks.titles import PLAIN
 from fusedlstm.backends import resolve
 from fusedlstm.charlm.corpus import Corpus
@@ -153,7 +154,8 @@ def measure(net: Net, steps: int, device: str = "cpu") -> dict[str, Any]:
         steps: of training, each of them timed.
         device: "cpu" or "cuda".
     """
-    dtypes, streams = DTYPES[device], net.streams(device)
+    dtypes = [dtype for dtype in DTYPES[device] if multiplies(dtype, device)]
+    streams = net.streams(device)
     gpt = net.gpt()
     found: dict[str, Any] = {"H": net.H, "L": net.L, "B": net.B, "T": net.T, "V": net.V, "steps": steps}
     found["parameters"] = count(net.ours())

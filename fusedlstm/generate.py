@@ -55,6 +55,7 @@ class Generator:
             backend that cannot write.
     """
 
+    @torch.inference_mode(False)  # its tensors are written wherever it is used
     def __init__(
         self,
         weights: Sequence[Sequence[Tensor]],

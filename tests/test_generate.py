@@ -329,6 +329,15 @@ def test_a_backend_that_only_writes_reads_through_the_layers(net: Net, monkeypat
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+def test_inference_mode_ends_and_the_text_goes_on() -> None:
+    net = Net(1, 5, 7)
+    with torch.inference_mode():
+        generator = net.generator()
+        generator.read(net.start())
+    generator.read(generator.generate(3))
+    generator.state = generator.state
+
+
 def test_the_weights_are_copied() -> None:
     net = Net(2, 16, 11)
     kept, changed = net.generator(), net.generator()

@@ -41,6 +41,10 @@ struct Int8 {
   static constexpr int kPair = 2;
 };
 
+// What h is multiplied as.
+template <class E>
+using StateOf = std::conditional_t<std::is_same_v<E, Int8>, int16_t, float>;
+
 template <>
 struct Dot<WideBF16> {
   struct B {
@@ -123,7 +127,7 @@ class Packed final : public Generator {
           for (int source = 0; source < sources(l); ++source) {
             const auto row_of = [&](int j) {
               const int64_t unit = block * kLanes<E> + j % kLanes<E>;
-              return unit < H ? (kHalves * half + j / kLanes<E>)*H + unit : -1;
+              return unit < H ? (2 * half + j / kLanes<E>)*H + unit : -1;
             };
             const Elem* matrix = static_cast<const Elem*>(stack.weights) + (first(l) + source) * 4 * H * H;
             pack(matrix, row_of, panel(l, block, half, source));

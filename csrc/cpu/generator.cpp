@@ -1,7 +1,3 @@
-  const bool ranks = choice.top_k > 0 || choice.top_p < 1;
-  if (ranks || choice.min_p > 0) {
-    std::copy(scratch, end, end);
-    const Candidate last = ranks ? last_left(end, V, choice, total) : Candidate{0, V};
 // The draw, compiled once for all instruction sets: the same logits give the same character everywhere.
 #include "generator.h"
 
@@ -66,9 +62,10 @@ int64_t draw(const float* logits, int64_t V, const Choice& choice, double unifor
     scratch[id] = {std::exp(less / choice.temperature), id};
     total += scratch[id].weight;
   }
-  if (choice.top_k > 0 || choice.top_p < 1 || choice.min_p > 0) {
+  const bool ranks = choice.top_k > 0 || choice.top_p < 1;
+  if (ranks || choice.min_p > 0) {
     std::copy(scratch, end, end);
-    const Candidate last = last_left(end, V, choice, total);
+    const Candidate last = ranks ? last_left(end, V, choice, total) : Candidate{0, V};
     total = 0;
     for (Candidate* one = scratch; one != end; ++one) {
       if (likelier(last, *one) || one->weight < choice.min_p) one->weight = 0;  // the likeliest weighs 1
