@@ -153,7 +153,7 @@ def test_without_steps_dynamic_is_static(any_model: CharLM) -> None:
 
 
 def test_dynamic_steps_by_its_equation(any_model: CharLM) -> None:
-    rate, decay, T = 0.05, 0.3, 15
+    rate, decay, T = 0.05, 0.9, 15  # of large sizes all comes back
     sizes = {name: torch.rand_like(p) for name, p in any_model.named_parameters()}
     mean = float(sum(s.sum() for s in sizes.values()) / sum(s.numel() for s in sizes.values()))
     twin = CharLM(V, H, L, model=any_model.kind).eval()

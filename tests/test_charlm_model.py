@@ -314,6 +314,16 @@ def test_only_what_must_leaves_the_kernels(
     assert model.plain == ("zoneout" not in options)
 
 
+def test_autocast_does_not_round_what_goes_step_by_step() -> None:
+    model, ids = CharLM(V, H, L, zoneout=0.3, embedding=4).eval(), inputs()
+    exact_state = model(ids)[1]
+    with torch.autocast("cpu", torch.bfloat16):
+        state = model(ids)[1]
+        rounded = tuple(s.bfloat16() for s in state)
+        assert model(ids, rounded)[1][0].dtype == torch.float32  # a state from layers run in one call
+    torch.testing.assert_close(state, exact_state, rtol=0, atol=0)
+
+
 def test_the_layers_keep_their_backend_when_run_one_by_one() -> None:
     for masks in MASKS.values():
         model = CharLM(V, H, L, **masks)
