@@ -353,9 +353,7 @@ class Generate {
     }
   }
 
-  static V scaled(Vector<Acc> product, V scales) {
-    return __builtin_convertvector(product, V) * scales;
-  }
+  static V scaled(Vector<Acc> product, V scales) { return __builtin_convertvector(product, V) * scales; }
 
   // Sums of a block of the group from one source: [B, 4 gates of a block].
   Acc* tile_of(Acc* tile, int64_t block, int source) const { return tile + (block * 2 + source) * tile_size_; }
