@@ -2,8 +2,8 @@
 
 A character depends on the seed, its stream, its position and what stands before it, and on nothing else: in
 whatever pieces a text is asked for, the same seed gives the same text. Its chance is the first word of
-Philox4x32-10 over 2^32 (key: the seed; counter: the stream, then the position, 64 bits each, low words first),
-and the character is the one whose part of the filtered softmax, in the order of the ids, it falls into.
+Philox4x32-10 over 2^32 (key: seed; counter: stream, then position, 64 bits each, the low word first), and the
+character is the one whose part of the filtered softmax, in the order of the ids, it falls into.
 """
 
 from __future__ import annotations

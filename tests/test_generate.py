@@ -27,7 +27,7 @@ NEAR = {"float32": 1e-5, "bfloat16": 1e-5, "int8": 1e-3}
 
 @dataclass
 class Net:
-    """Random weights of L layers of width H over V characters, with an embedding of width E if it is not 0."""
+    """Random weights of L layers of width H over V characters, with an embedding of width E unless 0."""
 
     L: int
     H: int
