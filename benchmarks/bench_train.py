@@ -52,7 +52,7 @@ class OneHotLM(CharLM):
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         one_hot = nn.functional.one_hot(ids, self.lstm.input_size).float()
         y, state = cast(Any, self.lstm)(one_hot, state)
-        return self.decoder(self.dropout(y)), state
+        return self.decoder(y), state
 
 
 class GPT(nn.Module):
