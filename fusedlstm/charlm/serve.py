@@ -7,6 +7,7 @@ import json
 import re
 import reprlib
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -163,7 +164,8 @@ class Writing(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.service.streams += 1
         try:
-            await super().__call__(scope, receive, send)
+            with suppress(asyncio.CancelledError):  # the server ends before the text
+                await super().__call__(scope, receive, send)
         finally:
             self.service.streams -= 1
 
