@@ -222,6 +222,10 @@ def test_scaling_has_a_panel_for_each_axis_and_one_for_memory(synthetic: Record)
     none = {"base": row("base", 1.0, 1.0), "axis": "B", "values": [], "ms": {"ours": []}}
     without = plots.scaling(synthetic | {"scaling": synthetic["scaling"] | {"B": none}})
     assert without is not None and len([ax for ax in without.axes if ax.get_lines()]) == 2
+    more = {axis: synthetic["scaling"]["T"] | {"axis": axis} for axis in ("B", "H", "L")}
+    five = plots.scaling(synthetic | {"scaling": synthetic["scaling"] | more})  # on two lines of three
+    assert five is not None
+    assert [bool(ax.get_lines()) for ax in five.axes] == [ax.axison for ax in five.axes] == [*[True] * 5, False]
     assert plots.scaling({"machine": synthetic["machine"], "scaling": {"B": none}}) is None
     assert plots.scaling({"machine": synthetic["machine"]}) is None
 
