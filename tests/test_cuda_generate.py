@@ -326,7 +326,7 @@ def test_however_the_units_are_cut_and_the_weights_kept_the_bits_are_the_same(
 ) -> None:
     model = Model(2, 132 if precision == "float32" else 260, 70)
     states, found = begin(model, 1), []
-    for units, kept in itertools.product((8, 12, 16), (0, 1, 3, 1 << 20)):
+    for units, kept in ((8, 0), (12, 1), (16, 3), (8, 1 << 20), (16, 1 << 20)):
         cut(units, kept)
         made = writer(writing, model, precision, 1, states)
         found.append((made, made.generate(2, 0, *ALL)))
@@ -362,7 +362,7 @@ def test_memory_is_kept_within_its_bounds(
     monkeypatch.setattr(made, "_mail", lambda: mail)
     assert torch.equal(made.generate(4, 0, *ALL), plain.generate(4, 0, *ALL)) and same_bits(made, plain)
     assert mail[1].unique().tolist() == [4 * (model.L + 1)]  # each block gave in all rounds
-    made.h = cuda_on_cpu.guarded(module.shim, made.h.flatten()[:-1])
+    made.h = cuda_on_cpu.guarded(module.shim, made.h.flatten()[:-4])
     with pytest.raises(
         RuntimeError, match=r"the CUDA kernel that writes text: block .* byte \d+ of a buffer"
     ):
