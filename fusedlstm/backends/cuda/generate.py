@@ -150,7 +150,10 @@ def plans(
             empty = shared_bytes(kernel.number, [sizes.B, sizes.L, sizes.H, sizes.V, slices, units, 0])
             if slices > card.multiprocessors or empty > card.shared_bytes:
                 continue
-            room, all_steps = (card.shared_bytes - empty) // (units * STEP_BYTES), _matrices(sizes, turns) * steps
+            room, all_steps = (
+                (card.shared_bytes - empty) // (units * STEP_BYTES),
+                _matrices(sizes, turns) * steps,
+            )
             kept = min(room, all_steps)
             terms = _terms(sizes, kernel, slices, units, steps, 1 - kept / all_steps)
             needed = empty + kept * units * STEP_BYTES
@@ -166,9 +169,8 @@ def supports(sizes: Sizes, precision: str, device: torch.device) -> str | None:
     if not 1 <= sizes.B <= streams:
         return f"writes 1 to {streams} streams at once, not {sizes.B}"
     if not plans(sizes, precision, _card(device), _kernels(), _cuda.generate_shared_bytes):
-        return (
-            f"L={sizes.L}, H={sizes.H}, V={sizes.V} with B={sizes.B} does not fit on this GPU's multiprocessors"
-        )
+        model = f"L={sizes.L}, H={sizes.H}, V={sizes.V}"
+        return f"{model} with B={sizes.B} does not fit on this GPU's multiprocessors"
     return None
 
 
@@ -181,8 +183,8 @@ class Generate:
         precision: "float32" or "bfloat16": of all weights but the table and the biases.
         seed: of the draws, from 0 to 2**64 - 1.
 
-    The states h and c [L, B, H], float32, are those after all characters but the last, `last` [B], int64; zeros
-    at first. They may be written to between calls.
+    The states h and c [L, B, H], float32, are those after all characters but the last, `last` [B], int64;
+    all zeros at first. They may be written to between calls.
 
     Raises:
         ValueError: when no kernel serves these sizes.
@@ -226,8 +228,9 @@ class Generate:
         with torch.cuda.device_of(ids):
             _cuda.generate(
                 plan.kernel.number, plan.told(n), self._seed, temperature, min(top_k, n.V), top_p, min_p,
-                count, first_position, *(t.data_ptr() for t in (self._weights, self._table, self._bias)),
-                *(t.data_ptr() for t in (self._decoder_bias, self.h, self.c, self.last, ids, mail, flags)),
+                count, first_position, self._weights.data_ptr(), self._table.data_ptr(),
+                self._bias.data_ptr(), self._decoder_bias.data_ptr(), self.h.data_ptr(), self.c.data_ptr(),
+                self.last.data_ptr(), ids.data_ptr(), mail.data_ptr(), flags.data_ptr(),
                 torch.cuda.current_stream(device).cuda_stream if ids.is_cuda else 0,
             )  # fmt: skip
         return ids
