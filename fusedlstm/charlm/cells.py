@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -21,14 +22,14 @@ from fusedlstm.charlm.model import CharLM
 from fusedlstm.charlm.settings import CharLMError
 
 SHORTEST = 10 * LEAST_TURN  # characters of the text
-LEAST = 20  # places of a half where a label holds, and where it does not
+LEAST = 20  # places of a half where a label differs from its usual value
 ALPHA = 0.05
 STRONG = 0.8  # d of a cell that is said to stand for a label: an AUROC of 0.9
 BLOCK, RESAMPLES = 500, 1000  # characters that stay together, and how often they are drawn anew
 EXCERPT = 240  # characters
 RULE = (
     f"on the second half of the text a cell's AUROC for a label is at least {(1 + STRONG) / 2:g} "
-    f"(for a scalar label Spearman's correlation {STRONG:g}) and p, over all cells and labels, at most {ALPHA:g}"
+    f"(for a scalar label Spearman's {STRONG:g}) and its p over all cells and labels at most {ALPHA:g}"
 )
 
 
@@ -87,13 +88,15 @@ class Finding:
             "label": self.label,
             "cell": f"{'+' if self.sign > 0 else '-'}{self.layer}.{self.cell}",
             "measure": "AUROC" if self.kind == "binary" else "Spearman",
-            "cell's": self._figure(self.d),
+            "best cell": self._figure(self.d),
             "p": f"{self.p:.3f}",
-            "last character's": self._figure(self.by_character),
+            "last character": self._figure(self.by_character),
             "held long": self._figure(self.late),
-            "cells that count": f"{len(self.cells)}, {len(self.remembering)} remember" if self.cells else "0",
-            "bits inside, outside": f"{a.inside:+.3f}, {a.outside:+.3f}" if a else "",
-            "difference (95 %)": f"{a.low:+.3f} to {a.high:+.3f}" if a else "",
+            "cells that count": str(len(self.cells)),
+            "and remember": str(len(self.remembering)),
+            "bits inside": f"{a.inside:+.3f}" if a else "",
+            "bits outside": f"{a.outside:+.3f}" if a else "",
+            "difference": f"{a.low:+.3f} to {a.high:+.3f}" if a else "",
         }
 
     def strip(self) -> Text:
@@ -113,7 +116,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """The answer for a text: the findings, the strongest first, and why other labels could not be asked."""
+    """The answer for a text: the findings, the strongest first, and labels that hardly change in this text.
+
+    Args:
+        characters: of the text.
+        quantity: what was looked at.
+        num_layers, rnn_size, seq_length: of the model and its training.
+        bits: loss on the second half, in bits a character.
+        findings: one for each label asked.
+        skipped: labels not asked, since they differ from their usual value at fewer than 20 places of a half.
+    """
 
     characters: int
     quantity: str
@@ -122,7 +134,7 @@ class Report:
     seq_length: int
     bits: float
     findings: list[Finding]
-    skipped: dict[str, str]
+    skipped: list[str]
 
     @property
     def answer(self) -> str:
@@ -140,7 +152,7 @@ class Report:
     def table(self) -> Table:
         """The findings for a terminal; those of labels that have a cell stand out."""
         rows = [finding.row() for finding in self.findings]
-        table = Table(*(rows[0] if rows else ()), title=f"{self.quantity} of the best cell for each label")
+        table = Table(*(rows[0] if rows else ()), box=SIMPLE_HEAD)
         for row, finding in zip(rows, self.findings, strict=True):
             table.add_row(*row.values(), style="bold" if finding.cells else "")
         return table
@@ -185,7 +197,7 @@ def find(
     first = activations(model, ids[:half], (quantity,))
     second = activations(model, ids[half:], (quantity,), state=first.state)
     one, two = (part.values[quantity].reshape(len(part.bits), -1) for part in (first, second))
-    skipped = {name: reason for name, label in labels.items() if (reason := _unfit(label, half))}
+    skipped = [name for name, label in labels.items() if not _changes(label, half)]
     halves = {name: (label[:half], label[half:]) for name, label in labels.items() if name not in skipped}
     findings = []
     for name, scores in compare(one, two, halves).items():
@@ -225,15 +237,10 @@ def _picked(scores: Scores) -> tuple[int, int, list[int]]:
     return best, 1 if scores.first[best] >= 0 else -1, counted
 
 
-def _unfit(label: np.ndarray, half: int) -> str:
-    """Why a label cannot be asked here, or nothing."""
-    for part in (label[:half], label[half:]):
-        others = len(part) - int(np.unique(part, return_counts=True)[1].max())
-        if others < LEAST:
-            return (
-                f"differs from its usual value at {others} places of a half of the text, fewer than {LEAST}"
-            )
-    return ""
+def _changes(label: np.ndarray, half: int) -> bool:
+    """Whether a label differs from its usual value often enough in either half."""
+    parts = label[:half], label[half:]
+    return all(len(part) - np.unique(part, return_counts=True)[1].max() >= LEAST for part in parts)
 
 
 def _guess(ids: np.ndarray, before: np.ndarray) -> np.ndarray:

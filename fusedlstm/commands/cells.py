@@ -1,6 +1,7 @@
 """`fusedlstm cells`: which cells of a trained model stand for something."""
 
 import codecs
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,9 +13,18 @@ from fusedlstm.charlm import checkpoint
 from fusedlstm.charlm.cells import SHORTEST, Report, find
 from fusedlstm.charlm.labels import at_characters, chosen, tracks
 from fusedlstm.charlm.sample import load_model
-from fusedlstm.charlm.settings import CharLMError, check
+from fusedlstm.charlm.settings import CharLMError, Rule, check
 
-FORMATS = {".json": Report.to_json, ".html": Report._repr_html_}
+FORMATS: dict[str, Callable[[Report], str]] = {
+    ".json": Report.to_json,
+    ".html": lambda report: f'<!doctype html>\n<meta charset="utf-8">\n{report._repr_html_()}',
+}
+RULES: dict[str, Rule] = {
+    "characters": (lambda v: v >= SHORTEST, f"at least {SHORTEST}"),
+    "out": (lambda v: not v or Path(v).suffix in FORMATS, f"a file named *{' or *'.join(FORMATS)}"),
+}
+WIDEST = {"bytes": 1, "chars": 4}  # bytes of a character
+WIDTH = 120  # of the table where there is no terminal
 SHOWN = 3  # cells whose reading of a text is shown
 
 
@@ -40,13 +50,8 @@ class Cells:
     """File for the report, too: .json or .html."""
 
     def __post_init__(self) -> None:
-        least = (lambda v: v >= SHORTEST, f"at least {SHORTEST}")
-        check("characters", self.characters, least)
-        formats = (
-            lambda v: not v or Path(v).suffix in FORMATS,
-            f"a file with the suffix {' or '.join(FORMATS)}",
-        )
-        check("out", self.out, formats)
+        for name, rule in RULES.items():
+            check(name, getattr(self, name), rule)
 
     def __call__(self) -> None:
         rules = chosen(self.labels, self.regex, self.function)
@@ -57,7 +62,8 @@ class Cells:
             found = {name: at_characters(values, text) for name, values in found.items()}
         seq_length = checkpoint.load(self.run).settings.seq_length
         report = find(model, vocab.encode(text), found, vocab.symbols, seq_length, self.quantity)
-        self._show(report, Console(highlight=False, soft_wrap=True))
+        console = Console(highlight=False, markup=False)
+        self._show(report, console if console.is_terminal else Console(width=WIDTH, markup=False))
         if self.out:
             try:
                 Path(self.out).write_text(FORMATS[Path(self.out).suffix](report), "utf-8")
@@ -68,9 +74,7 @@ class Cells:
         """The beginning of the text, so many of the model's characters."""
         try:
             with open(self.text, "rb") as file:
-                text = file.read(
-                    self.characters * (4 if kind == "chars" else 1)
-                )  # a character has 4 bytes at most
+                text = file.read(self.characters * WIDEST[kind])
             if kind == "chars":
                 text = codecs.getincrementaldecoder("utf-8")().decode(text)[: self.characters].encode()
         except OSError as error:
@@ -82,8 +86,8 @@ class Cells:
     def _show(self, report: Report, console: Console) -> None:
         if report.findings:
             console.print(report.table())
-        for name, reason in report.skipped.items():
-            console.print(f"{name}: not asked, it {reason}", style="dim")
+        if report.skipped:
+            console.print(f"not asked, as they hardly change in this text: {', '.join(report.skipped)}")
         for finding in [finding for finding in report.findings if finding.cells][:SHOWN]:
             console.print(f"\ncell {finding.layer}.{finding.cell}, {finding.label}:")
             console.print(finding.strip())
