@@ -17,6 +17,7 @@ from fusedlstm.commands.convert import Convert
 from fusedlstm.commands.eval import Eval
 from fusedlstm.commands.inspect import Inspect
 from fusedlstm.commands.prepare import Prepare
+from fusedlstm.commands.repro import Repro
 from fusedlstm.commands.sample import Sample
 from fusedlstm.commands.serve import Serve
 
@@ -27,6 +28,7 @@ Command = (
     | Annotated[Inspect, subcommand("inspect")]
     | Annotated[Prepare, subcommand("prepare")]
     | Annotated[Convert, subcommand("convert")]
+    | Annotated[Repro, subcommand("repro")]
     | Annotated[Serve, subcommand("serve")]
     | Annotated[Cells, subcommand("cells")]
     | Annotated[Bench, subcommand("bench")]

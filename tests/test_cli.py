@@ -204,7 +204,8 @@ def test_a_disk_that_refuses_is_said_and_costs_nothing(tmp_path: Path, text: Pat
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_a_run_that_is_killed_and_resumed_is_one_that_was_not(tmp_path: Path, text: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = ["--steps", "400", "--save-every", "7", "--dropout", "0.2", "--ema", "0.9", "--dtype", "float32", *TINY]
+    flags = ["--steps", "400", "--save-every", "7", "--dropout", "0.2", "--ema", "0.9", "--dtype", "float32"]
+    flags += TINY
     assert main(["train", str(text), "--out", str(whole), *flags]) == 0
     first, again = ("train", text, "--out", killed, *flags), ("train", "--resume", killed)
     steps = []
@@ -222,8 +223,11 @@ def test_a_run_that_is_killed_and_resumed_is_one_that_was_not(tmp_path: Path, te
     expected, found = checkpoint.load(whole), checkpoint.load(killed)
     assert found.step == 400
     torch.testing.assert_close(found.tensors, expected.tensors, rtol=0, atol=0)
-    lines = [(f / "metrics.jsonl").read_text().splitlines() for f in (whole, killed)]
-    assert [json.loads(line)["train"] for line in lines[0]] == [json.loads(line)["train"] for line in lines[1]]
+    told = [
+        [json.loads(line)["train"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (whole, killed)
+    ]
+    assert told[0] == told[1]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a POSIX pipe")

@@ -225,7 +225,8 @@ def test_scaling_has_a_panel_for_each_axis_and_one_for_memory(synthetic: Record)
     more = {axis: synthetic["scaling"]["T"] | {"axis": axis} for axis in ("B", "H", "L")}
     five = plots.scaling(synthetic | {"scaling": synthetic["scaling"] | more})  # on two lines of three
     assert five is not None
-    assert [bool(ax.get_lines()) for ax in five.axes] == [ax.axison for ax in five.axes] == [*[True] * 5, False]
+    shown = [bool(ax.get_lines()) for ax in five.axes]
+    assert shown == [ax.axison for ax in five.axes] == [*[True] * 5, False]
     assert plots.scaling({"machine": synthetic["machine"], "scaling": {"B": none}}) is None
     assert plots.scaling({"machine": synthetic["machine"]}) is None
 
