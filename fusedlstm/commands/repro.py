@@ -80,7 +80,7 @@ else:  # one subcommand for each row of the table
         Annotated[Paper, subcommand("paper", prefix_name=False)],
         Annotated[NGrams, subcommand("ngram", prefix_name=False)],
     ]
-    Experiment = Union[tuple(posts + others)]
+    Experiment = Union[tuple(posts + others)]  # noqa: UP007
 
 
 @dataclass(frozen=True)
