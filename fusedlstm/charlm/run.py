@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import asdict
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ class Run:
     @property
     def writer(self) -> CharLM:
         """The model that validates and writes: the average of the weights where there is one."""
-        return self.average.module if self.average else self.model
+        return cast(CharLM, self.average.module) if self.average else self.model
 
     def describe(self) -> str:
         """The run in one line."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ... import _cuda
+from .. import Stack
 from .plans import CELL_US, CLOCK_GHZ, L2_BYTES_PER_CLOCK, MEET_US, SHARED_BYTES_PER_CLOCK, WARP, Card, card
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the weights
@@ -28,23 +28,6 @@ ROW_US = 0.2  # a load that waits for an id: the row of the table
 DRAW_CLOCKS = 700  # meetings, and loops over 32 lanes
 DRAW_CLOCKS_PER_32 = 30  # characters, for each stream of a warp
 COMPARE_INSTRUCTIONS = 5  # of a filter, for each pair of characters
-
-
-class Stack(Protocol):
-    """The weights of a model, float32, all on one device.
-
-    Args:
-        table: what an id adds to the gates of layer 0 [V, 4H]: its column of W_ih and both biases.
-        weights: W_hh of layer 0, then W_ih and W_hh of every other layer [2L-1, 4H, H].
-        biases: sums of both, of the other layers [L-1, 4H].
-        decoder: weights [V, H]. decoder_bias: [V].
-    """
-
-    table: Tensor
-    weights: Tensor
-    biases: Tensor
-    decoder: Tensor
-    decoder_bias: Tensor
 
 
 @dataclass(frozen=True)
