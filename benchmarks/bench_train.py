@@ -133,7 +133,12 @@ class Training:
         torch.manual_seed(1)
         self.T, self.dtype, self.streams = net.T, getattr(torch, dtype), streams
         self.settings = Settings(
-            rnn_size=net.H, num_layers=net.L, batch_size=net.B, seq_length=net.T, dtype=dtype, device=device  # type: ignore[arg-type]
+            rnn_size=net.H,
+            num_layers=net.L,
+            batch_size=net.B,
+            seq_length=net.T,
+            dtype=dtype,
+            device=device,  # type: ignore[arg-type]
         )
         self.model = cast(CharLM, new().to(device))
         self.optimizer = optimizer_for(self.model, self.settings)
@@ -142,9 +147,7 @@ class Training:
 
     def __call__(self) -> None:
         x, y = self.streams.chunk(len(self.losses) * self.T, self.T)
-        loss, self.state = train_step(
-            self.model, self.optimizer, x, y, self.state, self.settings
-        )
+        loss, self.state = train_step(self.model, self.optimizer, x, y, self.state, self.settings)
         self.losses.append(loss)
 
 

@@ -2,7 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Union
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, Suppress, arg, subcommand
 
@@ -80,7 +82,7 @@ else:  # one subcommand for each row of the table
         Annotated[Paper, subcommand("paper", prefix_name=False)],
         Annotated[NGrams, subcommand("ngram", prefix_name=False)],
     ]
-    Experiment = Union[tuple(posts + others)]  # noqa: UP007
+    Experiment = reduce(or_, [*posts, *others])
 
 
 @dataclass(frozen=True)
