@@ -84,7 +84,7 @@ class GPT(nn.Module):
         T = len(ids)
         mask = nn.Transformer.generate_square_subsequent_mask(T, device=ids.device)
         y = self.blocks(self.token(ids) + self.place.weight[:T, None], mask, is_causal=True)
-        return self.decoder(y), (y.new_zeros(0), y.new_zeros(0))
+        return self.decoder(y), (y.new_zeros(1, ids.shape[1], 0),)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_train_resume_sample(tmp_path: Path, text: Path, capfd: pytest.CaptureFi
         (["train", "--resume", "nowhere"], "nowhere holds no checkpoint"),
         (
             ["train", "beer.txt", "--out", "beer.txt/run", "--steps", "1"],
-            "cannot save to beer.txt/run: Not a",
+            "cannot write to beer.txt/run: Not a directory",
         ),
         (["sample", "nowhere"], "nowhere holds no checkpoint"),
         (["sample", "damaged"], "damaged/checkpoints/step-00000003 is damaged: run.json is no JSON"),
