@@ -190,12 +190,12 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_parts_of_the_paper_lie_all_over_the_text(small_parts: None) -> None:
-    ids = np.arange(4 * 10 * 13 + 7)  # 13 chunks in each stream: 10, 1 and 2
+    ids = np.arange(4 * 10 * 19 + 7)  # 19 chunks in each stream: 15, 1 and 3
     train, val, test = repro.paper_parts(ids)
-    assert (len(train), len(val), len(test)) == (400, 40, 80)
-    np.testing.assert_array_equal(train.reshape(4, 100)[1], np.arange(130, 230))
-    np.testing.assert_array_equal(val.reshape(4, 10)[:, 0], [100, 230, 360, 490])
-    np.testing.assert_array_equal(test.reshape(4, 20)[2], np.arange(370, 390))
+    assert (len(train), len(val), len(test)) == (600, 40, 120)
+    np.testing.assert_array_equal(train.reshape(4, 150)[1], np.arange(190, 340))
+    np.testing.assert_array_equal(val.reshape(4, 10)[:, 0], [150, 340, 530, 720])
+    np.testing.assert_array_equal(test.reshape(4, 30)[2], np.arange(540, 570))
     with pytest.raises(CharLMError, match=r"at least 400 ids .*, got 399"):
         repro.paper_parts(np.arange(399))
 
