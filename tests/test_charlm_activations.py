@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fusedlstm.charlm import activations as module
-from fusedlstm.charlm.activations import QUANTITIES, activations, clamped
+from fusedlstm.charlm.activations import QUANTITIES, activations, bits_apart, clamped
 from fusedlstm.charlm.model import CharLM
 from fusedlstm.charlm.settings import CharLMError
 
@@ -94,6 +94,18 @@ def test_a_state_goes_on_where_a_text_was_left(model: CharLM) -> None:
         joined = np.concatenate([first.values[name], second.values[name]])
         np.testing.assert_allclose(joined, whole.values[name], rtol=1e-12)
     assert all(torch.equal(*pair) for pair in zip(first.state, kept, strict=True))  # it is not written to
+
+
+def test_chunks_read_apart_cost_what_they_do_in_the_text(
+    model: CharLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 8)
+    made = activations(model, IDS, (), dtype="float64")
+    assert made.before[0].shape == (L, 7, H)  # the last of them begins a chunk of 2
+    apart = bits_apart(model, IDS, (made.before[0][:, :6], made.before[1][:, :6]))
+    assert apart.shape == (6, 8)
+    assert np.isnan(apart[:, 0]).all()
+    np.testing.assert_allclose(apart[:, 1:], made.bits[:48].reshape(6, 8)[:, 1:], rtol=1e-6)
 
 
 def test_only_what_is_asked_for_is_kept(model: CharLM) -> None:

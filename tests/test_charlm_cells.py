@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import tyro
 from scipy.signal import lfilter
 from scipy.stats import spearmanr
 
@@ -258,24 +259,27 @@ def test_late_is_when_a_label_has_held_for_long() -> None:
 
 
 def test_an_ablation_counts_what_follows_a_label() -> None:
-    label = np.random.default_rng(0).random(5000) < 0.3
-    change = np.append(np.nan, np.where(label[:-1], 2.0, 0.5))
+    label = np.random.default_rng(0).random((10, 500)) < 0.3
+    change = np.full((10, 500), np.nan)
+    change[:, 1:] = np.where(label[:, :-1], 2.0, 0.5)
     found = _ablation(change, label)
     assert (found.inside, found.outside) == (2.0, 0.5)
     assert found.low == pytest.approx(1.5)
     assert found.high == pytest.approx(1.5)
-    numbers = _ablation(change, label.astype(np.float32) * 3)
-    assert numbers == found
+    assert _ablation(change, label.astype(np.float32) * 3) == found
 
 
 def test_the_interval_of_an_ablation_is_that_of_a_mean() -> None:
     source = np.random.default_rng(0)
-    label = source.random(40_001) < 0.3
-    change = source.normal(size=40_001).astype(np.float32)
+    label = source.random((80, 501)) < 0.3
+    change = source.normal(size=(80, 501)).astype(np.float32)
     found = _ablation(change, label)
     width = 2 * 1.96 * np.sqrt(1 / label.sum() + 1 / (~label).sum())
     assert found.high - found.low == pytest.approx(width, rel=0.25)
     assert found.low < found.inside - found.outside < found.high
+    one_chunk = np.repeat(change[:1], 80, 0), np.repeat(label[:1], 80, 0)  # no chunk differs from another
+    same = _ablation(*one_chunk)
+    assert same.high - same.low == pytest.approx(0, abs=1e-9)
 
 
 def test_what_does_not_serve_is_said(model: CharLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,6 +349,13 @@ def test_the_command(run: Callable, tmp_path: Path, capsys: pytest.CaptureFixtur
     page = tmp_path / "report.html"
     command.Cells("run", str(tmp_path / "text"), ("quotes",), out=str(page))()
     assert "<table>" in page.read_text()
+
+
+def test_the_flags_of_the_command() -> None:
+    args = "RUN TEXT --labels c digit --regex a=b --regex c=d --function m:f --characters 5000 --quantity h"
+    parsed = tyro.cli(command.Cells, args=args.split())
+    regexes = ("a=b", "c=d")
+    assert parsed == command.Cells("RUN", "TEXT", ("c", "digit"), regexes, ("m:f",), 5000, "h")
 
 
 def test_the_command_reads_characters(run: Callable, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from fusedlstm.charlm.settings import CharLMError
 from fusedlstm.functional import spec
 from fusedlstm.ops import layer_fwd
 
-CHUNK = 1000  # characters between two copies: their gates are all that is held of what nobody keeps
+CHUNK = 500  # characters between two copies: their gates are all that is held of what nobody keeps
 TOP = 5  # likeliest next characters
 GATES = "ifgo"
 QUANTITIES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # of c, h [T, H] and gates [T, 4, H]
@@ -42,6 +42,7 @@ class Activations:
         probabilities: theirs [N, 5].
         bits: what character n cost, given those before it [N]; the first is not predicted: nan.
         state: h and c after the text, each [L, 1, H].
+        before: h and c before each CHUNK characters, each [L, chunks, H].
     """
 
     values: dict[str, np.ndarray]
@@ -50,6 +51,7 @@ class Activations:
     probabilities: np.ndarray
     bits: np.ndarray
     state: State
+    before: State
 
 
 @torch.no_grad()
@@ -62,6 +64,8 @@ def activations(
     state: State | None = None,
 ) -> Activations:
     """Reads a text and keeps what is asked for: N x layers x H numbers of each quantity, and little else.
+
+    It is read in one stream: several would begin in the midst of what a cell remembers.
 
     Args:
         model: in eval mode; its layers must be LSTMs as they are.
@@ -93,9 +97,12 @@ def activations(
         np.empty((N, min(TOP, V)), np.float32),
         np.full(N, np.nan, np.float32),
         (h, c),
+        (h.new_empty(L, -(-N // CHUNK), H), c.new_empty(L, -(-N // CHUNK), H)),
     )
     for start in range(0, N, CHUNK):
         part = slice(start, start + CHUNK)
+        for past, now in zip(made.before, (h, c), strict=True):
+            past[:, start // CHUNK] = now[:, 0]
         x = model._read(text[part])
         for layer, weights in enumerate(lstm.all_weights):
             states = h[layer : layer + 1], c[layer : layer + 1]
@@ -115,6 +122,26 @@ def activations(
     return made
 
 
+@torch.no_grad()
+def bits_apart(model: CharLM, ids: np.ndarray, before: State) -> np.ndarray:
+    """What characters cost when all CHUNKs of a text are read side by side, each from a state of its own.
+
+    Args:
+        model: in eval mode.
+        ids: text [N]; what is left over after the last whole chunk is not read.
+        before: h and c before each whole chunk, each [L, chunks, H].
+
+    Returns:
+        Bits [chunks, CHUNK]; the first of a chunk is not predicted: nan.
+    """
+    chunks = before[0].shape[1]
+    rows = ids[: chunks * CHUNK].astype(np.int64).reshape(chunks, CHUNK)
+    text = torch.from_numpy(rows.T.copy()).to(before[0].device)
+    logits, _ = model(text, before)
+    nats = torch.nn.functional.cross_entropy(logits[:-1].transpose(1, 2), text[1:], reduction="none")
+    return np.pad(nats.T.cpu().numpy() / math.log(2), ((0, 0), (1, 0)), constant_values=np.nan)
+
+
 def clamped(
     model: CharLM, state: State, layer: int, cell: int, quantity: str, value: float
 ) -> tuple[CharLM, State]:
@@ -126,7 +153,7 @@ def clamped(
 
     Args:
         model: as for activations.
-        state: h and c from which the model would have started.
+        state: h and c from which the model would have started, each [L, B, H].
         layer: from 0.
         cell: from 0.
         quantity: which of QUANTITIES is to be so.

@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from fusedlstm.charlm.activations import activations, clamped
+from fusedlstm.charlm.activations import CHUNK, activations, bits_apart, clamped
 from fusedlstm.charlm.effects import LEAST_TURN, Scores, compare, effects, ranks
 from fusedlstm.charlm.labels import since
 from fusedlstm.charlm.model import CharLM
@@ -25,11 +25,11 @@ SHORTEST = 10 * LEAST_TURN  # characters of the text
 LEAST = 20  # places of a half where a label differs from its usual value
 ALPHA = 0.05
 STRONG = 0.8  # d of a cell that is said to stand for a label: an AUROC of 0.9
-BLOCK, RESAMPLES = 500, 1000  # characters that stay together, and how often they are drawn anew
+RESAMPLES = 1000
 EXCERPT = 240  # characters
 RULE = (
     f"on the second half of the text a cell's AUROC for a label is at least {(1 + STRONG) / 2:g} "
-    f"(for a scalar label Spearman's {STRONG:g}) and its p over all cells and labels at most {ALPHA:g}"
+    f"(for a scalar label Spearman's rho {STRONG:g}) and its p over all cells and labels at most {ALPHA:g}"
 )
 
 
@@ -38,7 +38,7 @@ class Ablation:
     """What it costs in bits a character to hold a cell at its mean: where the label holds, and elsewhere.
 
     Args:
-        low, high: 95 % interval of inside - outside, from blocks of characters drawn anew.
+        low, high: 95 % interval of inside - outside, from chunks of the text drawn anew.
     """
 
     inside: float
@@ -87,16 +87,16 @@ class Finding:
         return {
             "label": self.label,
             "cell": f"{'+' if self.sign > 0 else '-'}{self.layer}.{self.cell}",
-            "measure": "AUROC" if self.kind == "binary" else "Spearman",
+            "measure": "AUROC" if self.kind == "binary" else "rho",
             "best cell": self._figure(self.d),
             "p": f"{self.p:.3f}",
             "last character": self._figure(self.by_character),
             "held long": self._figure(self.late),
             "cells that count": str(len(self.cells)),
             "and remember": str(len(self.remembering)),
-            "bits inside": f"{a.inside:+.3f}" if a else "",
-            "bits outside": f"{a.outside:+.3f}" if a else "",
-            "difference": f"{a.low:+.3f} to {a.high:+.3f}" if a else "",
+            "bits inside": f"{a.inside:+.2f}" if a else "",
+            "bits outside": f"{a.outside:+.2f}" if a else "",
+            "difference": f"{a.low:+.2f} to {a.high:+.2f}" if a else "",
         }
 
     def strip(self) -> Text:
@@ -152,7 +152,8 @@ class Report:
     def table(self) -> Table:
         """The findings for a terminal; those of labels that have a cell stand out."""
         rows = [finding.row() for finding in self.findings]
-        table = Table(*(rows[0] if rows else ()), box=SIMPLE_HEAD)
+        heads = [name.replace(" ", "\n") for name in (rows[0] if rows else ())]
+        table = Table(*heads, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for row, finding in zip(rows, self.findings, strict=True):
             table.add_row(*row.values(), style="bold" if finding.cells else "")
         return table
@@ -199,16 +200,20 @@ def find(
     one, two = (part.values[quantity].reshape(len(part.bits), -1) for part in (first, second))
     skipped = [name for name, label in labels.items() if not _changes(label, half)]
     halves = {name: (label[:half], label[half:]) for name, label in labels.items() if name not in skipped}
-    findings = []
+    before = second.before[0][:, : len(two) // CHUNK], second.before[1][:, : len(two) // CHUNK]
+    findings: list[Finding] = []
+    changes: dict[int, np.ndarray] = {}  # of the loss while a cell is held, by cell
     for name, scores in compare(one, two, halves).items():
         best, sign, counted = _picked(scores)
         cell, label = divmod(best, model.lstm.hidden_size), halves[name][1]
         by_character = float(effects(ranks(_guess(ids, halves[name][0])), label)[0, 0])
         ablation = None
         if scores.p[best] <= ALPHA:
-            mean = float(one[:, best].mean(dtype=np.float64))
-            held, state = clamped(model, first.state, *cell, quantity, mean)
-            ablation = _ablation(activations(held, ids[half:], (), state=state).bits - second.bits, label)
+            if best not in changes:
+                mean = float(one[:, best].mean(dtype=np.float64))
+                held, states = clamped(model, before, *cell, quantity, mean)
+                changes[best] = bits_apart(held, ids[half:], states) - _in_chunks(second.bits)
+            ablation = _ablation(changes[best], _in_chunks(label))
         found = Finding(
             name,
             "binary" if label.dtype == bool else "scalar",
@@ -265,17 +270,25 @@ def _late(values: np.ndarray, label: np.ndarray, seq_length: int) -> float | Non
     return float(effects(ranks(values[kept, None]), label[kept])[0, 0]) if long.sum() >= LEAST else None
 
 
+def _in_chunks(values: np.ndarray) -> np.ndarray:
+    """Values along a text [N] as rows [chunks, CHUNK], without what is left over."""
+    return values[: len(values) // CHUNK * CHUNK].reshape(-1, CHUNK)
+
+
 def _ablation(change: np.ndarray, label: np.ndarray) -> Ablation:
-    """What a change in bits [N] comes to where a label holds, or a scalar one is above its mean."""
-    # A character is predicted from what held before it; the first is not predicted.
-    change = change[1:].astype(np.float64)
-    where = (label if label.dtype == bool else label > label.mean())[:-1]
-    starts = np.arange(0, len(change), BLOCK)
-    sums = np.stack([np.add.reduceat(change * here, starts) for here in (where, ~where)])  # [2, blocks]
-    counts = np.stack([np.add.reduceat(here.astype(np.float64), starts) for here in (where, ~where)])
-    inside, outside = sums.sum(1) / counts.sum(1)
-    share = np.full(len(starts), 1 / len(starts))
-    drawn = np.random.default_rng(0).multinomial(len(starts), share, RESAMPLES).T
+    """What a change in bits comes to where a label holds, or a scalar one is above its mean.
+
+    Args:
+        change, label: in chunks, from each of which the first change is unknown [chunks, CHUNK].
+    """
+    # A character is predicted from what held before it.
+    change = change[:, 1:].astype(np.float64)
+    where = (label if label.dtype == bool else label > label.mean())[:, :-1]
+    sums = np.stack([(change * here).sum(1) for here in (where, ~where)])  # [2, chunks]
+    counts = np.stack([here.sum(1) for here in (where, ~where)])
+    inside, outside = sums.sum(1) / np.maximum(counts.sum(1), 1)
+    chunks = len(change)
+    drawn = np.random.default_rng(0).multinomial(chunks, np.full(chunks, 1 / chunks), RESAMPLES).T
     with np.errstate(invalid="ignore"):  # a draw without any place of one kind is nan, and does not count
         low, high = np.nanpercentile(np.subtract(*(sums @ drawn) / (counts @ drawn)), (2.5, 97.5))
     return Ablation(float(inside), float(outside), float(low), float(high))

@@ -24,7 +24,7 @@ RULES: dict[str, Rule] = {
     "out": (lambda v: not v or Path(v).suffix in FORMATS, f"a file named *{' or *'.join(FORMATS)}"),
 }
 WIDEST = {"bytes": 1, "chars": 4}  # bytes of a character
-WIDTH = 120  # of the table where there is no terminal
+WIDTH = 120  # of the table at least, where a narrower one would leave out digits
 SHOWN = 3  # cells whose reading of a text is shown
 
 
@@ -63,7 +63,8 @@ class Cells:
         seq_length = checkpoint.load(self.run).settings.seq_length
         report = find(model, vocab.encode(text), found, vocab.symbols, seq_length, self.quantity)
         console = Console(highlight=False, markup=False)
-        self._show(report, console if console.is_terminal else Console(width=WIDTH, markup=False))
+        console.width = max(console.width, WIDTH)
+        self._show(report, console)
         if self.out:
             try:
                 Path(self.out).write_text(FORMATS[Path(self.out).suffix](report), "utf-8")
