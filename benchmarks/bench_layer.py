@@ -131,6 +131,10 @@ def main(
         print(f"{row.name} beside a busy process: " + _list(found["slowdown"], "{:.2f} times its time alone"))
     else:
         chosen = [ROWS[name] for name in dict.fromkeys(asked_for) if device in ROWS[name].devices]
+        slow = [row for row in chosen if not hardware.multiplies(row.dtype, device)]
+        if slow:
+            print(f"this processor has no bfloat16: {', '.join(row.name for row in slow)} are left out")
+            chosen = [row for row in chosen if row not in slow]
         began, seconds = time.monotonic(), 60 * minutes
         others = {} if quick else RIVALS[device]
         if device == "cpu":

@@ -1,14 +1,14 @@
-"""How fast the char-LM writes: the library's own loop around its model, torch.nn.LSTM and NumPy."""
+"""How fast the char-LM writes: its generator and its loop, the loop around torch.nn.LSTM, and NumPy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,14 +17,19 @@ from benchmarks.contenders import ON
 from fusedlstm import reference
 from fusedlstm.charlm.model import CharLM, State
 from fusedlstm.charlm.sample import ids_after
+from fusedlstm.generate import Generator
 from fusedlstm.timing import Context, Runner, interleave, summary
 
 Model = Callable[[Tensor, State | None], tuple[Tensor, State]]
+# From first characters [1, B], a temperature and a number n: pieces [n, B] or [1, B] without end.
+Text = Callable[[Tensor, float, int], Iterator[Tensor]]
 CHECKED = 50  # characters of greedy text
 # A text may part from the reference's where its two best logits are closer than this share of their range:
-# such a tie is rounding's to break. A GPU's TF32 rounds to 11 bits.
-TIE = {"cpu": 1e-4, "cuda": 1e-2}
+# such a tie is rounding's to break. A GPU's TF32 rounds to 11 bits, int8's states to 15.
+TIE = {"cpu": 1e-4, "cuda": 1e-2, "int8": 1e-3}
 TEMPERATURE = 0.8
+PRECISIONS = ("float32", "bfloat16", "int8")
+FASTEST_OF = ("torch", "torch_plain")
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,40 @@ class Net:
 NETS = [Net(H, L, 65, B) for L, H in ((2, 512), (2, 128), (3, 512)) for B in (1, 64)]
 
 
-class NumPyLM:
-    """A CharLM's forward in NumPy, float64; it keeps how far apart the two best logits were."""
+@dataclass(frozen=True)
+class Contender:
+    """A way to write a text, and the setting in which it runs.
 
-    def __init__(self, model: CharLM) -> None:
+    Args:
+        text: begins one.
+        context: the setting.
+        device: where the first characters must be.
+        checked: as what its greedy text is checked: a precision of NumPyLM, or nothing.
+    """
+
+    text: Text
+    context: Context = nullcontext
+    device: str = "cpu"
+    checked: str = ""
+
+
+class NumPyLM:
+    """A CharLM's forward in NumPy, float64; it keeps how far apart the two best logits were.
+
+    Args:
+        model: whose weights.
+        precision: what its matrices are rounded to, but for the first layer's inputs.
+    """
+
+    def __init__(self, model: CharLM, precision: str = "float32") -> None:
         self.L = model.lstm.num_layers
-        self.weights = [w.detach().cpu().double().numpy() for w in model.lstm.parameters()]
-        self.decoder, self.bias = (p.detach().cpu().double().numpy() for p in model.decoder.parameters())
+        (w_ih, *first), *others = model.lstm.all_weights
+        layers = [first, *others]
+        self.weights = [
+            doubles(w_ih),
+            *(rounded(w, precision) if w.dim() == 2 else doubles(w) for layer in layers for w in layer),
+        ]
+        self.decoder, self.bias = rounded(model.decoder.weight, precision), doubles(model.decoder.bias)
         self.margins: list[Tensor] = []  # for each character [B], as shares of the range
 
     def __call__(self, ids: Tensor, state: State | None) -> tuple[Tensor, State]:
@@ -62,61 +94,109 @@ class NumPyLM:
         return logits, (torch.from_numpy(h), torch.from_numpy(c))
 
 
+def doubles(weight: Tensor) -> np.ndarray:
+    return weight.detach().cpu().double().numpy()
+
+
+def rounded(weight: Tensor, precision: str) -> np.ndarray:
+    """A matrix as the generator keeps it in a precision."""
+    if precision == "int8":
+        values = weight.detach().cpu().numpy()
+        scales = np.abs(values).max(1, keepdims=True) / np.float32(127)
+        return np.rint(values / scales).astype(np.float64) * scales
+    return doubles(weight.to(getattr(torch, precision)))
+
+
 class Writing:
     """A text in the making; each call adds some characters to every stream.
 
     Args:
-        model: what predicts them.
+        text: what makes it.
         start: first characters [1, B], on the model's device.
         characters: that one call adds.
     """
 
-    def __init__(self, model: Model, start: Tensor, characters: int) -> None:
-        self.text = ids_after(model, start, TEMPERATURE, seed=1)
+    def __init__(self, text: Text, start: Tensor, characters: int) -> None:
+        self.pieces = text(start, TEMPERATURE, characters)
         self.characters = characters
 
     def __call__(self) -> None:
-        for ids in islice(self.text, self.characters):
-            ids.cpu()  # a reader waits for every character
+        taken(self.pieces, self.characters)
 
 
-def contenders(net: Net, device: str) -> dict[str, tuple[Model, Context]]:
-    """Models of the same weights, and the setting in which each runs."""
+def taken(pieces: Iterator[Tensor], count: int) -> Tensor:
+    """The next characters of a text [count, B]; a reader waits for every piece of it."""
+    found: list[Tensor] = []
+    while sum(map(len, found)) < count:
+        found.append(next(pieces).cpu())
+    return torch.cat(found)
+
+
+def stepping(model: Model) -> Text:
+    """The library's own loop around a model."""
+    return lambda start, temperature, n: ids_after(model, start, temperature, seed=1)
+
+
+def generating(model: CharLM, precision: str) -> Text:
+    """The library's generator with a model's weights."""
+
+    def text(start: Tensor, temperature: float, n: int) -> Iterator[Tensor]:
+        generator = generator_of(model, start.shape[1], precision)
+        generator.read(start)
+        while True:
+            yield generator.generate(n, temperature)
+
+    return text
+
+
+def generator_of(model: CharLM, B: int, precision: str) -> Generator:
+    layers, decoder = model.lstm.all_weights, model.decoder
+    return Generator(layers, decoder.weight, decoder.bias, B, precision, seed=1)
+
+
+def models(net: Net, device: str) -> tuple[CharLM, bench_train.OneHotLM]:
+    """Ours and torch's, of the same weights."""
     torch.manual_seed(1)
     ours = bench_train.Net(net.H, net.L, net.B, 1, net.V).ours(device).eval()
     with torch.no_grad():
         ours.decoder.weight.normal_()  # wide logits: few ties, and a text that does not stand still
     torchs = bench_train.OneHotLM(net.V, net.H, net.L).eval()
     torchs.load_state_dict(ours.state_dict())
+    return ours.to(device), torchs.to(device)
+
+
+def contenders(ours: CharLM, torchs: CharLM, device: str) -> dict[str, Contender]:
+    """Whoever writes on a device, by name."""
+    generators = PRECISIONS if device == "cpu" else ()
     return {
-        "ours": (ours.to(device), nullcontext),
-        **{name: (torchs.to(device), ON[device][name].context) for name in ("torch", "torch_plain")},
-        "numpy": (NumPyLM(ours), nullcontext),
+        "ours": Contender(stepping(ours), device=device, checked="float32"),
+        **{f"generate {p}": Contender(generating(ours, p), checked=p) for p in generators},
+        **{name: Contender(stepping(torchs), ON[device][name].context, device) for name in FASTEST_OF},
+        "numpy": Contender(stepping(NumPyLM(ours))),
     }
 
 
-def parity(net: Net, models: dict[str, tuple[Model, Context]], device: str) -> dict[str, Any]:
-    """Compares the greedy text of ours with NumPy's, stream by stream, up to the first tie.
+def parity(net: Net, ours: CharLM, found: dict[str, Contender], device: str) -> dict[str, Any]:
+    """Compares greedy texts with those of NumPy, stream by stream, up to the first tie.
 
     Returns:
-        "ok", and how many characters of all streams were "compared".
+        "ok", how many characters of all texts were "wrong", and how many were "compared" at the least in one.
     """
-    start = first(net)
-    wrong = compared = 0
-    texts = {}
-    for name, where in (("ours", device), ("numpy", "cpu")):
-        model, context = models[name]
-        with context():
-            text = islice(ids_after(model, start.to(where), temperature=0), CHECKED)
-            texts[name] = torch.cat([ids.cpu() for ids in text])
-    numpy = models["numpy"][0]
-    assert isinstance(numpy, NumPyLM)
-    clear = torch.stack(numpy.margins) >= TIE[device]
-    for b in range(net.B):
-        tie = next(iter((~clear[:, b]).nonzero().flatten().tolist()), CHECKED)
-        compared += tie
-        wrong += int((texts["ours"][:tie, b] != texts["numpy"][:tie, b]).sum())
-    return {"ok": not wrong and compared >= CHECKED, "wrong": wrong, "compared": compared}
+    wrong, compared = 0, []
+    for precision in PRECISIONS:
+        checked = [one for one in found.values() if one.checked == precision]
+        if not checked:
+            continue
+        numpy = NumPyLM(ours, precision)
+        expected = taken(stepping(numpy)(first(net), 0.0, 1), CHECKED)
+        unclear = torch.stack(numpy.margins[:CHECKED]) < TIE.get(precision, TIE[device])
+        ties = [next(iter(unclear[:, b].nonzero().flatten().tolist()), CHECKED) for b in range(net.B)]
+        compared.append(sum(ties))
+        for one in checked:
+            with one.context():
+                text = taken(one.text(first(net).to(one.device), 0.0, CHECKED), CHECKED)
+            wrong += sum(int((text[:tie, b] != expected[:tie, b]).sum()) for b, tie in enumerate(ties))
+    return {"ok": not wrong and min(compared) >= CHECKED, "wrong": wrong, "compared": min(compared)}
 
 
 def measure(net: Net, device: str = "cpu", seconds: float = 1.0, characters: int = 50) -> dict[str, Any]:
@@ -126,29 +206,59 @@ def measure(net: Net, device: str = "cpu", seconds: float = 1.0, characters: int
         net: what writes.
         device: "cpu" or "cuda".
         seconds: for each contender, at least.
-        characters: of each stream that one timed run writes.
+        characters: of each stream that one timed run writes; a generator writes them in one piece.
     """
-    models = contenders(net, device)
-    found = asdict(net) | {"characters": characters, "parity": parity(net, models, device)}
+    ours, torchs = models(net, device)
+    writers = contenders(ours, torchs, device)
+    found = asdict(net) | {"characters": characters, "parity": parity(net, ours, writers, device)}
     if not found["parity"]["ok"]:
         return found
     runners = {
-        name: Runner(Writing(model, first(net).to("cpu" if name == "numpy" else device), characters), context)
-        for name, (model, context) in models.items()
+        name: Runner(Writing(one.text, first(net).to(one.device), characters), one.context)
+        for name, one in writers.items()
     }
-    taken = interleave(runners, seconds)  # by the clock, on a GPU too: the loop itself is part of it
-    ms = {name: summary(values) for name, values in taken.items()}
-    faster = min(ms[name]["p50"] for name in ("torch", "torch_plain"))
+    times = interleave(runners, seconds)  # by the clock, on a GPU too: the loop itself is part of it
+    ms = {name: summary(values) for name, values in times.items()}
+    faster = min(ms[name]["p50"] for name in FASTEST_OF)
+    ratios = {name: faster / times["p50"] for name, times in ms.items() if name not in FASTEST_OF}
     return found | {
         "ms": ms,
         "chars_per_s": {name: 1e3 * net.B * characters / times["p50"] for name, times in ms.items()},
-        "ratio": faster / ms["ours"]["p50"],
+        "ratio": ratios["ours"],
+        "ratios": ratios,  # the faster torch's time over each
     }
 
 
 def first(net: Net) -> Tensor:
     """Another character for each stream to start from [1, B]."""
     return torch.arange(net.B)[None] % net.V
+
+
+def losses(steps: int = 400, H: int = 128, held_out: int = 1000) -> dict[str, float]:
+    """What the precisions cost: the loss of a trained model on what follows the text that it has read.
+
+    Args:
+        steps: of training.
+        H: hidden units of its two layers.
+        held_out: characters of each stream that the loss is the mean of.
+
+    Returns:
+        Nats a character by precision, and "module": as the model itself has it.
+    """
+    net = bench_train.Net(H, L=2, B=32, T=50, V=65)
+    training = bench_train.Training(net, net.ours, "float32", "cpu", net.streams("cpu"))
+    for _ in range(steps):
+        training()
+    x, y = training.streams.chunk(steps * net.T, held_out)
+    model = training.model.eval()
+    with torch.no_grad():
+        logits, _ = model(x)
+        found = {"module": float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten()))}
+    for precision in PRECISIONS:
+        generator = generator_of(model, net.B, precision)
+        generator.read(x[:1])
+        found[precision] = float(generator.score(y).double().mean())
+    return found
 
 
 def main(device: str = "cpu", seconds: float = 1.0, out: Path | None = None) -> None:
@@ -166,6 +276,10 @@ def main(device: str = "cpu", seconds: float = 1.0, out: Path | None = None) -> 
         found = measure(net, device, seconds)
         results.add(out, machine, "sample", net.name, found)
         print(f"{net.name:20} {line(found)}", flush=True)
+    if device == "cpu":
+        nats = losses()
+        results.add(out, machine, "precision", "2x128", {"nats": nats})
+        print("loss in nats: " + ", ".join(f"{name} {value:.4f}" for name, value in nats.items()))
     print(f"written to {out}")
 
 
@@ -174,7 +288,8 @@ def line(found: dict[str, Any]) -> str:
     if "ms" not in found:
         return f"WRONG TEXT, no time: {found['parity']}"
     speeds = ", ".join(f"{name} {value:,.0f}" for name, value in found["chars_per_s"].items())
-    return f"chars/s: {speeds}; {found['ratio']:.2f} times the faster torch"
+    ratios = ", ".join(f"{name} {value:.2f}" for name, value in found["ratios"].items() if name != "numpy")
+    return f"chars/s: {speeds}; times the faster torch: {ratios}"
 
 
 if __name__ == "__main__":

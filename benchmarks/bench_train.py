@@ -19,12 +19,16 @@ from torch import Tensor, nn
 
 from benchmarks import results
 from benchmarks.contenders import ON
+from benchmarks.device import multiplies
 from benchmarks.titles import PLAIN
 from fusedlstm.backends import resolve
-from fusedlstm.charlm import corpus
+from fusedlstm.charlm.corpus import Corpus
 from fusedlstm.charlm.model import CharLM, State
+from fusedlstm.charlm.optim import optimizer_for
+from fusedlstm.charlm.run import train_step
 from fusedlstm.charlm.settings import Settings
-from fusedlstm.charlm.train import OPTIMIZERS, train_step
+from fusedlstm.charlm.streams import Streams
+from fusedlstm.charlm.texts import TEXTS
 from fusedlstm.functional import spec
 from fusedlstm.nn import LSTM
 from fusedlstm.timing import Context, Runner, interleave, once, summary
@@ -49,7 +53,7 @@ class OneHotLM(CharLM):
     def forward(self, ids: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         one_hot = nn.functional.one_hot(ids, self.lstm.input_size).float()
         y, state = cast(Any, self.lstm)(one_hot, state)
-        return self.decoder(self.dropout(y)), state
+        return self.decoder(y), state
 
 
 class GPT(nn.Module):
@@ -80,7 +84,7 @@ class GPT(nn.Module):
         T = len(ids)
         mask = nn.Transformer.generate_square_subsequent_mask(T, device=ids.device)
         y = self.blocks(self.token(ids) + self.place.weight[:T, None], mask, is_causal=True)
-        return self.decoder(y), (y.new_zeros(0), y.new_zeros(0))
+        return self.decoder(y), (y.new_zeros(1, ids.shape[1], 0),)
 
 
 @dataclass(frozen=True)
@@ -93,14 +97,12 @@ class Net:
     T: int
     V: int
 
-    def streams(self, device: str) -> corpus.Streams:
+    def streams(self, device: str) -> Streams:
         """The standard library's source, of which only the V commonest bytes are kept, on the device."""
-        text = corpus.TEXTS["stdlib"]()
+        text = TEXTS["stdlib"]()
         rare = np.argsort(-np.bincount(np.frombuffer(text, np.uint8), minlength=256))[self.V :]
-        kept = corpus.Corpus.from_bytes("stdlib", text.translate(None, bytes(rare.tolist())))
-        streams = corpus.Streams(kept.ids, self.B)
-        streams.rows = streams.rows.to(device)
-        return streams
+        kept = Corpus.from_bytes("stdlib", text.translate(None, bytes(rare.tolist())))
+        return Streams(kept.ids, self.B, device)
 
     def ours(self, device: str = "cpu") -> CharLM:
         """The trainer's model, on the backend that the layer is measured with."""
@@ -126,22 +128,26 @@ class Training:
     """A model in training; each call is one step."""
 
     def __init__(
-        self, net: Net, new: Callable[[], nn.Module], dtype: str, device: str, streams: corpus.Streams
+        self, net: Net, new: Callable[[], nn.Module], dtype: str, device: str, streams: Streams
     ) -> None:
         torch.manual_seed(1)
         self.T, self.dtype, self.streams = net.T, getattr(torch, dtype), streams
-        self.settings = Settings(rnn_size=net.H, num_layers=net.L, batch_size=net.B, seq_length=net.T)
+        self.settings = Settings(
+            rnn_size=net.H,
+            num_layers=net.L,
+            batch_size=net.B,
+            seq_length=net.T,
+            dtype=dtype,
+            device=device,  # type: ignore[arg-type]
+        )
         self.model = cast(CharLM, new().to(device))
-        optimizer = OPTIMIZERS[self.settings.optimizer]
-        self.optimizer = optimizer(self.model.parameters(), lr=self.settings.learning_rate)
+        self.optimizer = optimizer_for(self.model, self.settings)
         self.state: State | None = None
         self.losses: list[float] = []
 
     def __call__(self) -> None:
         x, y = self.streams.chunk(len(self.losses) * self.T, self.T)
-        loss, self.state = train_step(
-            self.model, self.optimizer, x, y, self.state, self.settings.grad_clip, self.dtype
-        )
+        loss, self.state = train_step(self.model, self.optimizer, x, y, self.state, self.settings)
         self.losses.append(loss)
 
 
@@ -153,7 +159,8 @@ def measure(net: Net, steps: int, device: str = "cpu") -> dict[str, Any]:
         steps: of training, each of them timed.
         device: "cpu" or "cuda".
     """
-    dtypes, streams = DTYPES[device], net.streams(device)
+    dtypes = [dtype for dtype in DTYPES[device] if multiplies(dtype, device)]
+    streams = net.streams(device)
     gpt = net.gpt()
     found: dict[str, Any] = {"H": net.H, "L": net.L, "B": net.B, "T": net.T, "V": net.V, "steps": steps}
     found["parameters"] = count(net.ours())
@@ -242,7 +249,7 @@ def _auto(net: Net, training: Training, device: str) -> str:
         return resolve(spec(weights, net.T, net.B, True, net.L, False, True, False, True), "auto")
 
 
-def _faster_setting(net: Net, dtype: str, device: str, streams: corpus.Streams) -> dict[str, Any]:
+def _faster_setting(net: Net, dtype: str, device: str, streams: Streams) -> dict[str, Any]:
     """torch's faster setting, by a few time steps; then by whole training steps, unless one is far behind.
 
     A setting that raises (oneDNN does on processors without bfloat16) is left out, and says why.

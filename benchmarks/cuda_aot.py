@@ -51,11 +51,17 @@ SHAPES = [
 ]  # fmt: skip  # H, B
 PRECISIONS = "bfloat16", "tf32", "tf32x3"  # float16 is planned as bfloat16
 PASSES = "forward", "backward"
+# Models that write: L, H, V, B.
+WRITERS = [
+    (1, 128, 65, 1), (2, 128, 65, 1), (2, 512, 65, 1), (2, 512, 65, 8), (2, 512, 256, 1), (3, 512, 96, 1),
+    (2, 1024, 65, 1), (3, 1024, 256, 1), (4, 1024, 256, 8),
+]  # fmt: skip
 # The class of csrc/cuda/precision.cuh and what Python calls it.
-PRECISION_OF = {"Bf16": "bfloat16", "Fp16": "float16", "Tf32": "tf32", "Tf32x3": "tf32x3"}
+PRECISION_OF = {"Fp32": "float32", "Bf16": "bfloat16", "Fp16": "float16", "Tf32": "tf32", "Tf32x3": "tf32x3"}
 NUMBERS = {"forward": ("kept", "splits", "threads"), "backward": ("kept", "k_steps", "splits", "threads")}
 # Template arguments of a kernel in its mangled name: precision, exchange, numbers.
 NAME = re.compile(r"(forward|backward)_kernelINS0_\d+(\w+?)ENS0_\d+(Block|Cluster|Grid)\w+?E((?:Li\d+E)+)")
+WRITER = re.compile(r"generate_kernelINS0_\d+(\w+?)ELi(\d+)ELi(\d+)E")  # precision, streams, threads
 USAGE = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stack_bytes>\d+) bytes stack frame, (?P<spill_store_bytes>\d+) bytes spill stores, "
@@ -78,6 +84,10 @@ FIGURES = {
 TERMS = {
     "product_us": "product", "shared_memory_us": "its operands", "sums_us": "sums", "cells_us": "cells",
     "meet_us": "meeting", "l2_us": "L2",
+}  # fmt: skip
+WRITER_TERMS = {
+    "own_us": "own h", "meet_us": "a round", "other_us": "other products", "sums_us": "sums",
+    "cells_us": "cells", "draw_us": "draw", "l2_us": "L2",
 }  # fmt: skip
 DOCUMENT = """# What the CUDA kernels compile to
 
@@ -110,6 +120,20 @@ An A100, a B200 and an RTX 5090 by their multiprocessors and shared memory. Forw
 its blocks and the hidden units of each, and a block's shared memory in KiB.
 
 {others}
+
+## Kernels that write text, and what their model predicts
+
+The kernels of `csrc/cuda/generate.cu` on {gpus}, for so many streams at most: plain
+multiply-adds, no matrix instruction.
+
+{writers}
+
+What `fusedlstm/backends/cuda/generate.py` chooses on an H100. Kept is the share of the weights that lies in
+shared memory. The terms are in µs: a layer takes the larger of the product with its own h and of a round of
+the grid, the decoder takes another round, and the others follow. The draw is predicted with all filters;
+characters a second are those of all B streams together.
+
+{texts}
 """
 
 Row = dict[str, Any]
@@ -178,6 +202,10 @@ def disassembler() -> Path | None:
 
 def described(name: str) -> Row | None:
     """A kernel's template arguments, from its mangled name; None for what is no kernel of ours."""
+    if match := WRITER.search(name):
+        precision, streams, threads = match.groups()
+        numbers = {"streams": int(streams), "threads": int(threads)}
+        return {"pass": "generate", "precision": PRECISION_OF[precision], **numbers}
     if (match := NAME.search(name)) is None:
         return None
     way, precision, regime, numbers = match.groups()
@@ -202,7 +230,7 @@ def kernels(nvcc: Path, gpu: str, folder: Path) -> list[Row]:
             raise ValueError(
                 f"{name} is no name of a kernel as csrc/cuda has them: NAME does not fit any more"
             )
-        if kernel["regime"] != "cluster" or CARDS[gpu][2] >= (9, 0):
+        if kernel.get("regime") != "cluster" or CARDS[gpu][2] >= (9, 0):
             rows.append({"gpu": gpu, **kernel, **figures, **counts.get(name, {})})
     return sorted(rows, key=_order)
 
@@ -240,8 +268,27 @@ def plans(cuda: ModuleType) -> Iterator[Row]:
         yield {**case, "plan": _told(found[0]) if found else None}
 
 
+def texts(cuda: ModuleType) -> Iterator[Row]:
+    """What is planned for each of WRITERS on the card of the model; None: nothing fits."""
+    sys.modules.setdefault("fusedlstm._cuda", cuda)
+    from fusedlstm.backends.cuda import generate
+    from fusedlstm.backends.cuda.plans import Card
+
+    known = [generate.Kernel(number, *fields) for number, fields in enumerate(cuda.generate_kernels())]
+    for sizes, precision in itertools.product(WRITERS, generate.DTYPES):
+        L, H, V, B = sizes
+        found = generate.plans(
+            generate.Sizes(L, H, V, B), precision, Card(*CARDS[PREDICTED]), known, cuda.generate_shared_bytes
+        )
+        case = {"L": L, "H": H, "V": V, "B": B, "precision": precision}
+        plan = (
+            {**dataclasses.asdict(found[0]), "character_us": found[0].terms.character_us} if found else None
+        )
+        yield {**case, "plan": plan}
+
+
 def report(gpus: Collection[str] = tuple(CARDS)) -> Row:
-    """The record: nvcc's version, kernels as compiled for some GPUs, plans for all of them."""
+    """The record: nvcc's version, kernels as compiled for some GPUs, plans for all; so of what writes."""
     nvcc = compiler()
     if nvcc is None:
         raise SystemExit(missing())
@@ -249,8 +296,11 @@ def report(gpus: Collection[str] = tuple(CARDS)) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         for gpu in gpus:  # each in place of the objects of the one before
             rows += kernels(nvcc, gpu, Path(folder))
-        chosen = list(plans(module(nvcc, gpu, Path(folder))))
-    return {"nvcc": version(nvcc), "kernels": rows, "plans": chosen}
+        cuda = module(nvcc, gpu, Path(folder))
+        planned, written = list(plans(cuda)), list(texts(cuda))
+    writers = [row for row in rows if row["pass"] == "generate"]
+    rows = [row for row in rows if row["pass"] in PASSES]
+    return {"nvcc": version(nvcc), "kernels": rows, "plans": planned, "writers": writers, "texts": written}
 
 
 def kernel_table(rows: Collection[Row]) -> str:
@@ -304,6 +354,41 @@ def other_table(rows: Collection[Row]) -> str:
     return markdown(("H", "B", "product", *gpus), lines)
 
 
+def writer_table(rows: Collection[Row]) -> str:
+    """A line for each kernel that writes, with a figure for each GPU where they differ."""
+    by_kernel: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        by_kernel.setdefault(tuple(str(row[key]) for key in ("precision", "streams", "threads")), []).append(
+            row
+        )
+    figures = {what: head for what, head in FIGURES.items() if what != "mma"}
+    lines = (
+        [*kernel, *(_figures([row.get(what, DASH) for row in found]) for what in figures)]
+        for kernel, found in by_kernel.items()
+    )
+    return markdown(("weights", "streams", "threads", *figures.values()), lines)
+
+
+def text_table(rows: Collection[Row]) -> str:
+    """Plans of models that write, with the terms of a character."""
+    heads = ("L", "H", "V", "B", "weights", "blocks", "units", "kept", "shared KiB", *WRITER_TERMS.values(),
+             "predicted µs a character", "predicted characters a second", "measured")  # fmt: skip
+    lines: list[Sequence[str]] = []
+    for row in rows:
+        case, plan = [str(row[key]) for key in ("L", "H", "V", "B", "precision")], row["plan"]
+        if plan is None:
+            lines.append([*case, "none fits", *[DASH] * (len(heads) - len(case) - 1)])
+            continue
+        kept = plan["kept"] / ((2 * row["L"] - 1 + plan["turns"]) * plan["steps"])
+        lines.append([
+            *case, str(plan["slices"]), str(plan["units"]), f"{kept:.0%}",
+            f"{plan['shared_bytes'] / 1024:.0f}",
+            *(f"{plan['terms'][term]:.2f}" for term in WRITER_TERMS), f"{plan['character_us']:.1f}",
+            f"{row['B'] / plan['character_us'] * 1e6:,.0f}", NOT_MEASURED,
+        ])  # fmt: skip
+    return markdown(heads, lines)
+
+
 def document(record: Mapping[str, Any]) -> str:
     """docs/cuda_kernels.md for a record."""
     return DOCUMENT.format(
@@ -313,6 +398,8 @@ def document(record: Mapping[str, Any]) -> str:
         kernels=kernel_table(record["kernels"]),
         plans=plan_table(record["plans"]),
         others=other_table(record["plans"]),
+        writers=writer_table(record["writers"]),
+        texts=text_table(record["texts"]),
     )
 
 
@@ -341,6 +428,8 @@ def _figures(each: Sequence[Any]) -> str:
 
 
 def _order(row: Row) -> tuple[Any, ...]:
+    if row["pass"] not in PASSES:
+        return len(PASSES), row["precision"], row["streams"]
     way, *rest = _kernel(row)
     return PASSES.index(way), *rest
 

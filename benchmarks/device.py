@@ -12,11 +12,17 @@ from torch import Tensor
 from benchmarks.results import nvidia_smi
 from benchmarks.shapes import TRAIN, Row
 from fusedlstm import _C
+from fusedlstm.charlm.settings import has_bfloat16
 from fusedlstm.timing import Runner, once, seconds_of
 
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2}  # as in csrc/recurrence.h
 PRODUCT = 4096  # rows and columns of the matrices that tell what a GPU can do
 COPIED_BYTES = 256 << 20  # more than caches hold
+
+
+def multiplies(dtype: str, device: str) -> bool:
+    """Whether the device multiplies the dtype natively; a CPU that does not takes torch minutes a pass."""
+    return device == "cuda" or dtype != "bfloat16" or has_bfloat16()
 
 
 @contextmanager

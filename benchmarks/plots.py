@@ -137,11 +137,11 @@ def scaling(record: Record) -> Figure | None:
     lines = -(-len(panels) // columns)
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.09)
     figure = Figure(figsize=(WIDTH, 0.75 + 2.35 * lines), layout=layout)
-    grid = figure.subplots(lines, columns, squeeze=False).flat
+    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
     where = device(record)
     for ax, (name, found, part) in zip(grid, panels, strict=False):
         _panel(ax, name, found, part, where)
-    for ax in list(grid)[len(panels) :]:
+    for ax in grid[len(panels) :]:
         ax.set_axis_off()
     handles = {line.get_label(): line for ax in figure.axes for line in ax.get_lines()}
     figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=len(handles))

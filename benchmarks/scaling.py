@@ -109,7 +109,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def main(device: str = "cpu", minutes: float = 3.0, out: Path | None = None) -> None:
+def main(device: str = "cpu", minutes: float = 6.0, out: Path | None = None) -> None:
     """Measures how time and memory grow, and adds it to this machine's record.
 
     Args:

@@ -4,6 +4,9 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -80,6 +83,43 @@ void layer_backward(int dtype, int threads, const std::array<int64_t, 6>& sizes,
   cpu::engine().backward(static_cast<DType>(dtype), args, threads);
 }
 
+// Sizes are [L, V, H].
+std::unique_ptr<cpu::Generator> generator(int precision, const std::array<int64_t, 3>& sizes, Address table,
+                                          Address weights, Address scales, Address biases, Address decoder,
+                                          Address decoder_scales, Address decoder_bias) {
+  const cpu::Stack stack{sizes[0],
+                         sizes[1],
+                         sizes[2],
+                         pointer<float>(table),
+                         pointer(weights),
+                         pointer<float>(scales),
+                         pointer<float>(biases),
+                         pointer(decoder),
+                         pointer<float>(decoder_scales),
+                         pointer<float>(decoder_bias)};
+  const py::gil_scoped_release unlocked;
+  return std::unique_ptr<cpu::Generator>(cpu::engine().generator(static_cast<cpu::Precision>(precision), stack));
+}
+
+// A choice is (seed, temperature, top_k, top_p, min_p); none: the characters are given.
+using Choices = std::optional<std::tuple<uint64_t, double, int64_t, double, double>>;
+
+void run(const cpu::Generator& self, int threads, int64_t B, int64_t steps, int64_t position, const Choices& choices,
+         Address ids, Address last, Address h, Address c, Address nats) {
+  const auto choice = choices ? std::make_from_tuple<cpu::Choice>(*choices) : cpu::Choice{};
+  const cpu::Passage passage{B,
+                             steps,
+                             position,
+                             choices ? &choice : nullptr,
+                             pointer<int64_t>(ids),
+                             pointer<int64_t>(last),
+                             pointer<float>(h),
+                             pointer<float>(c),
+                             pointer<float>(nats)};
+  const py::gil_scoped_release unlocked;
+  self.run(passage, threads);
+}
+
 double peak(int dtype, int threads, double seconds) {
   const py::gil_scoped_release unlocked;
   return cpu::engine().peak(static_cast<DType>(dtype), threads, seconds);
@@ -114,6 +154,9 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "The native engine of fusedlstm; its callers are fusedlstm.backends.";
   m.def("layer_forward", &layer_forward);
   m.def("layer_backward", &layer_backward);
+  py::class_<cpu::Generator>(m, "Generator", "The packed weights of a stack that reads characters and writes them.")
+      .def(py::init(&generator))
+      .def("run", &run);
   m.def("peak", &peak, "FLOP/s of the micro-kernel on data in the L1 cache.");
   m.def("buffer", &buffer, "A large buffer that is kept for reuse when it is freed, as a DLPack capsule of bytes.");
   m.def("release_buffers", &cpu::release_buffers, "Give the kept buffers back to the system.");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,13 @@ def test_the_transformer_sees_no_later_character() -> None:
     assert torch.allclose(gpt(ids[:5])[0], logits[:5], atol=1e-5)
 
 
-def test_all_train_side_by_side() -> None:
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16"), ("float32",)])
+def test_all_train_side_by_side(dtypes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_train, "multiplies", lambda dtype, device: dtype in dtypes)
     found = bench_train.measure(bench_train.Net(H=16, L=1, B=4, T=8, V=65), steps=3)
-    names = {f"{who} {dtype}" for who in ("ours", "torch", "gpt") for dtype in ("float32", "bfloat16")}
+    names = {f"{who} {dtype}" for who in ("ours", "torch", "gpt") for dtype in dtypes}
     assert set(found["ms"]) == set(found["chars_per_s"]) == set(found["losses"]) == names
-    assert set(found["auto"]) == {"float32", "bfloat16"}
+    assert set(found["auto"]) == set(dtypes)
     speed = 1e3 * 4 * 8 / found["ms"]["gpt float32"]["p50"]
     assert found["chars_per_s"]["gpt float32"] == pytest.approx(speed)
     assert "transformer (4 layers of width 32," in tables.train_words(found)
@@ -71,21 +74,25 @@ def test_the_sampler_is_timed_once_its_text_is_right() -> None:
     found = bench_sample.measure(NET, seconds=0.01, characters=4)
     assert found["parity"] == {"ok": True, "wrong": 0, "compared": found["parity"]["compared"]}
     assert found["parity"]["compared"] >= bench_sample.CHECKED
-    assert set(found["ms"]) == {"ours", "torch", "torch_plain", "numpy"}
+    generators = {f"generate {precision}" for precision in bench_sample.PRECISIONS}
+    assert set(found["ms"]) == {"ours", "torch", "torch_plain", "numpy"} | generators
     for name, ms in found["ms"].items():
         assert found["chars_per_s"][name] == pytest.approx(1e3 * 3 * 4 / ms["p50"])
     torchs = min(found["ms"][name]["p50"] for name in ("torch", "torch_plain"))
     assert found["ratio"] == pytest.approx(torchs / found["ms"]["ours"]["p50"])
+    assert found["ratios"]["generate int8"] == pytest.approx(torchs / found["ms"]["generate int8"]["p50"])
+    assert "generate bfloat16 " in bench_sample.line(found)
 
 
-def test_a_wrong_text_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["ours", "generate float32", "generate bfloat16", "generate int8"])
+def test_a_wrong_text_has_no_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench_sample.contenders
 
-    def wrong(net: bench_sample.Net, device: str) -> dict[str, Any]:
-        models = right(net, device)
-        with torch.no_grad():  # after the others have copied its weights
-            models["ours"][0].lstm.weight_hh_l1.mul_(1.5)
-        return models
+    def wrong(ours: Any, torchs: Any, device: str) -> dict[str, bench_sample.Contender]:
+        changed = copy.deepcopy(ours)
+        with torch.no_grad():
+            changed.lstm.weight_hh_l1.mul_(1.5)
+        return right(ours, torchs, device) | {name: right(changed, torchs, device)[name]}
 
     monkeypatch.setattr(bench_sample, "contenders", wrong)
     found = bench_sample.measure(NET)
@@ -94,14 +101,22 @@ def test_a_wrong_text_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_text_of_ties_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_sample, "TIE", {"cpu": 2.0})  # no margin is that wide
+    monkeypatch.setattr(bench_sample, "TIE", {"cpu": 2.0, "int8": 2.0})  # no margin is that wide
     assert bench_sample.measure(NET)["parity"] == {"ok": False, "wrong": 0, "compared": 0}
 
 
-def test_every_stream_goes_its_own_way() -> None:
-    writing = bench_sample.contenders(NET, "cpu")["ours"][0]
-    text = bench_sample.ids_after(writing, bench_sample.first(NET), 0.8, seed=1)
-    ids = torch.cat([next(text) for _ in range(20)])
-    assert ids.shape == (20, 3) and not torch.equal(ids[:, 0], ids[:, 1])
-    again = bench_sample.ids_after(writing, bench_sample.first(NET), 0.8, seed=1)
-    assert torch.equal(ids, torch.cat([next(again) for _ in range(20)]))
+@pytest.mark.parametrize("name", ["ours", "generate float32"])
+def test_every_stream_goes_its_own_way(name: str) -> None:
+    text = bench_sample.contenders(*bench_sample.models(NET, "cpu"), "cpu")[name].text
+    texts = [bench_sample.taken(text(bench_sample.first(NET), 0.8, 5), 20) for _ in range(2)]
+    assert texts[0].shape == (20, 3) and not torch.equal(texts[0][:, 0], texts[0][:, 1])
+    assert torch.equal(*texts)
+
+
+def test_what_a_precision_costs_is_measured_on_one_text() -> None:
+    found = bench_sample.losses(steps=20, H=32, held_out=50)
+    assert set(found) == {"module", *bench_sample.PRECISIONS}
+    assert found["float32"] == pytest.approx(found["module"], rel=1e-5)
+    for precision in ("bfloat16", "int8"):
+        assert found[precision] == pytest.approx(found["module"], rel=0.02)
+        assert found[precision] != found["float32"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 from rich.console import Console
 
 from fusedlstm.charlm import checkpoint
+from fusedlstm.charlm import run as run_module
 from fusedlstm.charlm.corpus import Corpus
 from fusedlstm.charlm.report import Report, bits
+from fusedlstm.charlm.run import Run
 from fusedlstm.charlm.sample import load_model, write
 from fusedlstm.charlm.settings import CharLMError, Settings
-from fusedlstm.charlm.train import Run, train
+from fusedlstm.charlm.train import train
 
 FOX = "The quick brown fox jumps over the lazy dog.\n"
 LINES = b"".join(b"%d bottles of beer on the wall\n" % n for n in range(100, 0, -1))
@@ -39,7 +42,7 @@ def tiny(file: Path | str = "", **changes: Any) -> Settings:
         "steps": 12,
         "sample_length": 20,
     }
-    return Settings(file=str(file), **(values | {"dtype": "float32"} | changes))
+    return Settings(files=(str(file),) if file else (), **(values | {"dtype": "float32"} | changes))
 
 
 def test_it_learns_a_text_by_heart(tmp_path: Path) -> None:
@@ -51,7 +54,7 @@ def test_it_learns_a_text_by_heart(tmp_path: Path) -> None:
     last = checkpoint.load(train(settings)).metrics[-1]
     assert last["step"] == 400
     assert bits(last["train"]) < 0.1
-    assert "".join(write(*load_model(tmp_path / "run"), b"The quick", 81, 0.0)) == FOX * 2
+    assert "".join(write(*load_model(tmp_path / "run"), "The quick", 81, 0.0)) == FOX * 2
 
 
 def stop_after(steps: int) -> Any:
@@ -70,6 +73,13 @@ def stop_after(steps: int) -> Any:
         ({"dtype": "bfloat16", "dropout": 0.2}, 4, 4),
         ({"num_layers": 1}, 73, 6),
         ({"save_every": 3}, 6, 3),
+        ({"model": "gru", "dropout": 0.3, "variational": True}, 4, 4),
+        ({"optimizer": "adamw", "weight_decay": 0.1, "ema": 0.9, "accumulate": 3}, 5, 4),
+        ({"weight_drop": 0.4, "embedding": 12, "tied": True}, 3, 3),
+        ({"recurrent_dropout": 0.2, "zoneout": 0.1, "warmup": 6}, 3, 3),
+        ({"dtype": "float16", "clip": "value", "grad_clip": 0.1}, 3, 3),
+        ({"split": "charrnn", "schedule": "decay", "learning_rate_decay_after": 0.0}, 5, 3),
+        ({"vocab": "chars"}, 4, 4),
     ],
 )
 def test_n_and_m_steps_are_n_plus_m(tmp_path: Path, text: Path, changes: Any, n: int, m: int) -> None:
@@ -110,13 +120,13 @@ def test_training_sees_every_chunk_in_order(monkeypatch: pytest.MonkeyPatch) -> 
         seen.append(x)
         return 1.0, (torch.zeros(1), torch.zeros(1))
 
-    monkeypatch.setattr("fusedlstm.charlm.train.train_step", record)
+    monkeypatch.setattr("fusedlstm.charlm.run.train_step", record)
     run = Run(tiny(), Corpus.from_bytes("x", LINES))
     per_pass = run.streams.n // 10
     for _ in range(per_pass + 1):
         run.advance()
     ids = torch.cat(seen[:-1])
-    assert torch.equal(ids, run.streams.rows[: len(ids)].long())
+    assert torch.equal(ids, run.streams.chunk(0, len(ids))[0])
     assert torch.equal(seen[-1], seen[0])
 
 
@@ -141,7 +151,7 @@ def test_the_learning_rate_falls_along_a_cosine() -> None:
 
 def test_minutes_end_a_run_by_the_clock(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(np.arange(0, 10_000, 0.25))
-    monkeypatch.setattr("fusedlstm.charlm.train.time.perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr("fusedlstm.charlm.run.time.perf_counter", lambda: float(next(now)))
     folder = train(tiny(text, steps=None, minutes=0.1, out=str(tmp_path / "run")))
     first = checkpoint.load(folder)
     assert 6 <= first.seconds < 8
@@ -161,8 +171,8 @@ def test_a_pause_reads_a_part_of_the_validation_text_and_the_end_all(
         read.append(steps)
         return 1.0
 
-    monkeypatch.setattr("fusedlstm.charlm.train.VAL_CHARS", 50)
-    monkeypatch.setattr("fusedlstm.charlm.train.evaluate", evaluate)
+    monkeypatch.setattr("fusedlstm.charlm.run.VAL_CHARS", 50)
+    monkeypatch.setattr("fusedlstm.charlm.run.evaluate", evaluate)
     train(tiny(text, steps=8, save_every=3, out=str(tmp_path / "run")))
     assert read == [13, 13, None]  # 4 streams
 
@@ -181,7 +191,7 @@ def test_samples_validation_and_checkpoints_come_early_then_regularly(
 
 def test_a_sample_follows_the_settings() -> None:
     run = Run(tiny(temperature=0.0, sample_length=30), Corpus.from_bytes("x", LINES))
-    assert run.sample() == "".join(write(run.model, run.text.vocab, b"", 30, 0.0))
+    assert run.sample() == "".join(write(run.model, run.text.vocab, "", 30, 0.0))
 
 
 def test_dropout_is_for_training_only() -> None:
@@ -207,7 +217,7 @@ def test_a_sample_does_not_change_the_training(tmp_path: Path, text: Path) -> No
 def test_a_short_text_shrinks_length_and_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "short.txt"
     file.write_bytes(b"hello")
-    folder = train(Settings(file=str(file), rnn_size=4, steps=3, out=str(tmp_path / "run")))
+    folder = train(Settings(files=(str(file),), rnn_size=4, steps=3, out=str(tmp_path / "run")))
     saved = checkpoint.load(folder)
     assert (saved.settings.batch_size, saved.settings.seq_length) == (1, 4)
     assert "val" not in saved.metrics[-1]
@@ -235,27 +245,66 @@ def test_what_may_not_change_on_resume_is_named(tmp_path: Path, text: Path) -> N
             train(replace(settings, **changes), str(folder))
     moved = tmp_path / "moved.txt"
     moved.write_bytes(LINES)
-    train(replace(settings, file=str(moved), steps=3, learning_rate=0.1), str(folder))
+    train(replace(settings, files=(str(moved),), steps=3, learning_rate=0.1), str(folder))
     moved.write_bytes(LINES + b"!")
-    with pytest.raises(CharLMError, match=r"the text must be that of .*run, got another"):
-        train(replace(settings, file=str(moved)), str(folder))
+    with pytest.raises(CharLMError, match="the text must be that of the run, got another"):
+        train(replace(settings, files=(str(moved),)), str(folder))
 
 
 def test_a_run_is_never_written_over(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folders = [train(tiny("beer.txt", steps=1)) for _ in range(3)]
     assert folders == [Path("runs", name) for name in ("beer", "beer-2", "beer-3")]
-    assert checkpoint.load(folders[0]).settings.file == str(text)
+    assert checkpoint.load(folders[0]).settings.files == (str(text),)
     with pytest.raises(CharLMError, match="--out must be a new folder, runs/beer holds a run"):
         train(tiny(text, out="runs/beer"))
 
 
-def test_an_exploding_run_keeps_its_last_checkpoint(tmp_path: Path, text: Path) -> None:
-    settings = tiny(text, learning_rate=1e38, steps=500, save_every=3, out=str(tmp_path / "run"))
-    with pytest.raises(CharLMError, match="try a lower --learning-rate"):
+def test_a_run_that_diverges_goes_back_and_on_more_slowly(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, calls = run_module.train_step, iter(range(1, 1000))
+
+    def bad_at_8(*args: Any) -> Any:
+        if next(calls) == 8:
+            raise run_module.Diverged("the loss is nan, the gradient's norm 1")
+        return step(*args)
+
+    monkeypatch.setattr(run_module, "train_step", bad_at_8)
+    folder = train(tiny(text, schedule="constant", save_every=5, out=str(tmp_path / "run")))
+    saved = checkpoint.load(folder)
+    assert saved.step == 12
+    assert next(calls) == 12 + 3 + 1  # steps 6 and 7 were taken twice, the one that failed counts too
+    assert saved.tensors["rate_scale"] == 0.5
+    assert [m["learning_rate"] for m in saved.metrics] == pytest.approx([6e-3, 3e-3, 3e-3])
+    assert (
+        "the loss is nan, the gradient's norm 1: back to step 5, at 0.5 times the" in capsys.readouterr().out
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10, 12]
+
+
+def test_a_run_that_cannot_but_diverge_says_so(tmp_path: Path, text: Path) -> None:
+    settings = tiny(
+        text, learning_rate=1e38, grad_clip=1e30, steps=500, save_every=3, out=str(tmp_path / "run")
+    )
+    with pytest.raises(CharLMError, match=r"the loss is .*, even at 0\.00"):
         train(settings)
     kept = checkpoint.load(tmp_path / "run")
     assert all(tensor.isfinite().all() for tensor in kept.part("model.").values())
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e4])
+def test_a_bad_step_leaves_the_weights_alone(poison: float) -> None:
+    run = Run(tiny(), Corpus.from_bytes("x", LINES))
+    with torch.no_grad():
+        run.model.decoder.bias[0] += poison  # the loss is then not finite, or far above log V
+    before = {name: tensor.clone() for name, tensor in run.checkpoint().tensors.items()}
+    with pytest.raises(run_module.Diverged, match="the loss is"):
+        run.advance()
+    after = run.checkpoint().tensors
+    torch.testing.assert_close(after, before, rtol=0, atol=0, equal_nan=True)
+    assert run.step == 0
 
 
 def test_the_terminal_gets_a_bar_and_a_file_gets_lines() -> None:

@@ -90,6 +90,30 @@ def test_the_committed_plans_are_up_to_date(compiled: Row) -> None:
 
 
 @needs_nvcc
+def test_the_committed_writers_are_up_to_date(compiled: Row) -> None:
+    assert RECORD["texts"] == compiled["texts"], "run python -m benchmarks.cuda_aot"
+    if RECORD["nvcc"] != compiled["nvcc"]:
+        pytest.skip(f"the committed rows are of nvcc {RECORD['nvcc']}, this is {compiled['nvcc']}")
+    committed = [row for row in RECORD["writers"] if row["gpu"] == GPU]
+    if cuda_aot.disassembler() is None:
+        committed = [{k: v for k, v in row.items() if k not in cuda_aot.INSTRUCTIONS} for row in committed]
+    assert committed == compiled["writers"], "run python -m benchmarks.cuda_aot"
+
+
+@needs_nvcc
+def test_a_kernel_that_writes_has_its_registers_and_spills_nothing(compiled: Row) -> None:
+    check_writers(compiled["writers"])
+
+
+def check_writers(writers: list[Row]) -> None:
+    assert len(writers) == len({(row["precision"], row["streams"]) for row in writers}) == 6
+    for row in writers:
+        assert row["registers"] <= REGISTERS // row["threads"], row
+        spilled = [row[key] for key in ("spill_store_bytes", "spill_load_bytes", "stack_bytes")]
+        assert not any(spilled) and not row.get("local"), row
+
+
+@needs_nvcc
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -132,6 +156,10 @@ def test_usage_is_read_from_the_assemblers_words() -> None:
         FORWARD: ("forward", "block", "bfloat16", 4, 0, 1, 256),
     }.items():
         assert cuda_aot.described(name) == dict(zip(cuda_aot.KERNEL, values, strict=True))
+    writer = "_ZN9fusedlstm3gpu20lstm_generate_kernelINS0_4Bf16ELi8ELi512EEEvNS0_12GenerateArgsE"
+    assert cuda_aot.described(writer) == {
+        "pass": "generate", "precision": "bfloat16", "streams": 8, "threads": 512
+    }  # fmt: skip
     assert cuda_aot.described("_Z6kernelv") is None
 
 
@@ -144,6 +172,11 @@ def test_no_committed_kernel_spills(gpu: str) -> None:
         "local",
     )
     assert found and not {name: figures for name, figures in found.items() if any(figures)}
+
+
+@pytest.mark.parametrize("gpu", cuda_aot.CLEAN)
+def test_no_committed_kernel_that_writes_spills(gpu: str) -> None:
+    check_writers([row for row in RECORD["writers"] if row["gpu"] == gpu])
 
 
 @pytest.mark.parametrize("gpu", cuda_aot.CARDS)
@@ -171,6 +204,17 @@ def test_a_predicted_step_is_the_sum_of_its_terms() -> None:
         terms, rounds = dict(row["plan"]["terms"]), row["plan"]["rounds"]
         overlapped = max(terms.pop("product_us"), terms.pop("shared_memory_us"))
         assert row["plan"]["step_us"] == pytest.approx((overlapped + sum(terms.values())) * rounds), row
+
+
+def test_a_predicted_character_is_the_sum_of_its_terms() -> None:
+    assert any(row["plan"] for row in RECORD["texts"])
+    for row in RECORD["texts"]:
+        if row["plan"] is None:
+            continue
+        terms = dict(row["plan"]["terms"])
+        layers, own, meet = (terms.pop(name) for name in ("layers", "own_us", "meet_us"))
+        waited = layers * max(own, meet) + meet
+        assert row["plan"]["character_us"] == pytest.approx(waited + sum(terms.values())), row
 
 
 def test_the_document_is_of_the_committed_record() -> None:

@@ -21,8 +21,9 @@ HEIGHTS = [
     ("fusedlstm.timing", 0), ("fusedlstm.resets", 0),
     (PRODUCTS, 2), ("fusedlstm.backends.", 3), ("fusedlstm.backends", 1),
     ("fusedlstm.contract", 4), ("fusedlstm.ops", 5), ("fusedlstm.functional", 6), ("fusedlstm.nn", 7),
-    ("fusedlstm.convert", 8), ("fusedlstm.charlm", 10), ("fusedlstm.bench", 11), ("fusedlstm.cli", 12),
-    ("fusedlstm.__main__", 13), ("fusedlstm", 9),
+    ("fusedlstm.convert", 8), ("fusedlstm.charlm", 10), ("fusedlstm.bench", 11),
+    ("fusedlstm.generate", 8), ("fusedlstm.commands", 12), ("fusedlstm.cli", 13),
+    ("fusedlstm.__main__", 14), ("fusedlstm", 9),
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 // The CPU engine's table of entry points: one per instruction set, chosen at run time.
 #pragma once
 #include "../recurrence.h"
+#include "generator.h"
 
 namespace fusedlstm::cpu {
 
@@ -9,6 +10,7 @@ struct Engine {
   bool (*available)();
   void (*forward)(DType, const LayerForward&, int threads);
   void (*backward)(DType, const LayerBackward&, int threads);
+  Generator* (*generator)(Precision, const Stack&);    // packs the weights; the caller deletes it
   double (*peak)(DType, int threads, double seconds);  // FLOP/s of the micro-kernel on data in L1
 };
 

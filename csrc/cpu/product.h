@@ -22,7 +22,7 @@ constexpr int kPanel = 2 * kLanes<E>;  // columns of a panel
 // Left operand: unit (r, k) is at a[r * stride + k], or, turned, at a[k * stride + r].
 template <class E>
 struct Left {
-  const typename E::Unit* a;
+  const typename E::LeftUnit* a;
   int64_t stride;
 };
 
@@ -43,7 +43,7 @@ void tile(Left<E> left, const typename E::Unit* b, int64_t K, Result<typename E:
   // Few rows leave the multipliers waiting for their own results: spread K over more accumulators.
   constexpr int kSplit = kRows >= 4 ? 1 : kRows >= 2 ? 2 : 4;
   V acc[kSplit][kRows][2] = {};
-  const typename E::Unit* rows[(kRows + 3) / 4];  // every fourth row: the others by scaled addressing
+  const typename E::LeftUnit* rows[(kRows + 3) / 4];  // every fourth row: the others by scaled addressing
   const int64_t stride = kTurned ? 1 : left.stride;
   FUSEDLSTM_UNROLL
   for (int r = 0; r < kRows; r += 4) rows[r / 4] = left.a + r * stride;

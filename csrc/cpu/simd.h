@@ -69,23 +69,27 @@ FUSEDLSTM_ALWAYS_INLINE V shuffle(const V& a, const V& b, const Index& index) {
 // ---------------------------------------------------------------- storage types
 
 // Elem: what memory holds; Acc: what is computed with; Unit: what the product reads at a time
-// (two bfloat16 along K travel as one 32-bit unit, the form that the BF16 dot instruction wants).
+// (two bfloat16 along K travel as one 32-bit unit, the form that the BF16 dot instruction wants);
+// LeftUnit: what it reads of the left operand beside it.
 struct F32 {
   using Elem = float;
   using Acc = float;
   using Unit = float;
+  using LeftUnit = Unit;
   static constexpr int kPair = 1;
 };
 struct F64 {
   using Elem = double;
   using Acc = double;
   using Unit = double;
+  using LeftUnit = Unit;
   static constexpr int kPair = 1;
 };
 struct BF16 {
   using Elem = uint16_t;
   using Acc = float;
   using Unit = uint32_t;
+  using LeftUnit = Unit;
   static constexpr int kPair = 2;
 };
 

@@ -81,6 +81,34 @@ void backward(int kernel, const std::vector<int64_t>& sizes, int tiles_at_once, 
   check(run_backward(kernel, args, tiles_at_once, pointer(stream)), backward_kernels().at(kernel));
 }
 
+// sizes: [B, L, H, V, slices, units, kept]
+GenerateSizes generate_sizes_of(const std::vector<int>& s) {
+  return {s.at(0), s.at(1), s.at(2), s.at(3), s.at(4), s.at(5), s.at(6)};
+}
+
+void generate(int kernel, const std::vector<int>& sizes, uint64_t seed, float temperature, int top_k, float top_p,
+              float min_p, int64_t count, int64_t first, Address weights, Address table, Address bias,
+              Address decoder_bias, Address h, Address c, Address last, Address ids, Address mail, Address flags,
+              Address stream) {
+  const GenerateArgs args = {generate_sizes_of(sizes),
+                             {seed, temperature, top_k, top_p, min_p},
+                             count,
+                             first,
+                             pointer(weights),
+                             pointer<float>(table),
+                             pointer<float>(bias),
+                             pointer<float>(decoder_bias),
+                             pointer<float>(h),
+                             pointer<float>(c),
+                             pointer<int64_t>(last),
+                             pointer<int64_t>(ids),
+                             pointer(mail),
+                             pointer<uint32_t>(flags)};
+  const py::gil_scoped_release unlocked;
+  const std::string error = run_generate(kernel, args, pointer(stream));
+  if (!error.empty()) throw std::runtime_error("the CUDA kernel that writes text: " + error);
+}
+
 py::list described(const std::vector<Kernel>& kernels) {
   py::list all;
   for (const Kernel& k : kernels)
@@ -106,6 +134,19 @@ PYBIND11_MODULE(FUSEDLSTM_CUDA_MODULE, m) {
         [](int kernel, const std::vector<int64_t>& sizes) { return forward_shared_bytes(kernel, sizes_of(sizes)); });
   m.def("backward_shared_bytes", [](int kernel, const std::vector<int64_t>& sizes, int k_splits) {
     return backward_shared_bytes(kernel, sizes_of(sizes), k_splits);
+  });
+  m.def("generate", &generate);
+  m.def(
+      "generate_kernels",
+      [] {
+        py::list all;
+        for (const GenerateKernel& k : generate_kernels())
+          all.append(py::make_tuple(k.precision, k.streams, k.threads));
+        return all;
+      },
+      "(precision, streams, threads) of each, by number.");
+  m.def("generate_shared_bytes", [](int kernel, const std::vector<int>& sizes) {
+    return generate_shared_bytes(kernel, generate_sizes_of(sizes));
   });
   m.def(
       "attributes",

@@ -54,9 +54,23 @@ std::string run(const Kernel& kernel, void (*entry)(Args), Args args, int shared
 const std::vector<Kernel>& forward_kernels() { return tables().forward_kernels; }
 const std::vector<Kernel>& backward_kernels() { return tables().backward_kernels; }
 
+std::vector<GenerateEntry>& generate_table() {
+  static std::vector<GenerateEntry> all;
+  return all;
+}
+
+std::vector<GenerateKernel> generate_kernels() {
+  std::vector<GenerateKernel> all;
+  for (const GenerateEntry& entry : generate_table()) all.push_back(entry.kernel);
+  return all;
+}
+
 int forward_shared_bytes(int kernel, const Sizes& sizes) { return tables().forward.at(kernel).shared_bytes(sizes); }
 int backward_shared_bytes(int kernel, const Sizes& sizes, int k_splits) {
   return tables().backward.at(kernel).shared_bytes(sizes, k_splits);
+}
+int generate_shared_bytes(int kernel, const GenerateSizes& sizes) {
+  return generate_table().at(kernel).shared_bytes(sizes);
 }
 
 std::string run_forward(int kernel, const ForwardArgs& args, int tiles_at_once, void* stream) {
@@ -67,6 +81,20 @@ std::string run_forward(int kernel, const ForwardArgs& args, int tiles_at_once, 
 std::string run_backward(int kernel, const BackwardArgs& args, int tiles_at_once, void* stream) {
   const BackwardEntry& entry = tables().backward.at(kernel);
   return run(entry.kernel, entry.run, args, entry.shared_bytes(args.sizes, args.k_splits), tiles_at_once, stream);
+}
+
+std::string run_generate(int kernel, const GenerateArgs& args, void* stream) {
+  const GenerateEntry& entry = generate_table().at(kernel);
+  const GenerateSizes& n = args.sizes;
+  if (n.units % 4 || n.units * 32 > entry.kernel.threads || n.slices * int64_t(n.units) < n.H || n.B < 1 ||
+      n.B > entry.kernel.streams || args.count < 1)
+    return "the plan does not fit the kernel";
+  LaunchShape shape;
+  shape.grid = dim3(n.slices);
+  shape.block = dim3(n.units * 32);
+  shape.shared_bytes = entry.shared_bytes(n);
+  shape.cooperative = true;
+  return words(launch(entry.run, shape, static_cast<cudaStream_t>(stream), args));
 }
 
 Device device(int index) {

@@ -18,12 +18,20 @@ struct BackwardEntry {
   int (*shared_bytes)(const Sizes&, int k_splits);
 };
 
+struct GenerateEntry {
+  GenerateKernel kernel;
+  void (*run)(GenerateArgs);
+  int (*shared_bytes)(const GenerateSizes&);
+};
+
 template <class Precision>
 constexpr const char* name_of = "";
 template <>
 constexpr const char* name_of<Bf16> = "bfloat16";
 template <>
 constexpr const char* name_of<Fp16> = "float16";
+template <>
+constexpr const char* name_of<Fp32> = "float32";
 template <>
 constexpr const char* name_of<Tf32> = "tf32";
 template <>
@@ -61,5 +69,8 @@ void add_backward(std::vector<BackwardEntry>& table) {
 void add_block(std::vector<ForwardEntry>& forward, std::vector<BackwardEntry>& backward);
 void add_cluster(std::vector<ForwardEntry>& forward, std::vector<BackwardEntry>& backward);
 void add_grid(std::vector<ForwardEntry>& forward, std::vector<BackwardEntry>& backward);
+
+// generate.cu adds to it when the module is loaded; a module without that file writes no text.
+std::vector<GenerateEntry>& generate_table();
 
 }  // namespace fusedlstm::gpu

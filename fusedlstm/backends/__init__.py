@@ -3,8 +3,9 @@
 A backend is a module beside this one with `supports(spec)`, `layer_forward` and `layer_backward`, imported
 when it is first asked for. Optional are `unavailable()`: why it can serve no call on this machine;
 `slower(spec)`: where torch was measured faster; `kernel(spec)`: what would run; `RESETS = True`: the layer's
-two functions take reset masks as a last argument. "torch" is no module: it stands for torch's own LSTM, to
-which fusedlstm.functional hands the whole stack of layers.
+two functions take reset masks as a last argument; `generator(stack, B, precision, seed)`: what writes text,
+see fusedlstm.generate. "torch" is no module: it stands for torch's own LSTM, to which fusedlstm.functional
+hands the whole stack of layers.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 NAMES = ("cpu", "cuda", "triton", "torch", "eager")
 _ORDER = {"cpu": ("cpu", "torch", "eager")}
@@ -56,6 +59,30 @@ class Spec:
     resets: bool = False
     unreadable: bool = False
     recompute: bool = False
+
+
+class Stack(NamedTuple):
+    """What a writer writes with: float32, contiguous, on one device.
+
+    Args:
+        table: what an id adds to the gates of layer 0, its biases included [V, 4H].
+        weights: w_hh of layer 0, then w_ih and w_hh of every other layer [2L-1, 4H, H].
+        biases: of every other layer, b_ih + b_hh [L-1, 4H].
+        decoder: from h of the last layer to logits [V, H].
+        decoder_bias: [V].
+    """
+
+    table: Tensor
+    weights: Tensor
+    biases: Tensor
+    decoder: Tensor
+    decoder_bias: Tensor
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """L, V and H."""
+        V, H = self.decoder.shape
+        return len(self.biases) + 1, V, H
 
 
 def accumulation(dtype: torch.dtype) -> torch.dtype:

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import _C
-from . import Spec, accumulation
+from . import Spec, Stack, accumulation
 
 _LARGE_BYTES = 1 << 18
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # as in csrc/recurrence.h
+_PRECISIONS = {"float32": 0, "bfloat16": 1, "int8": 2}  # as in csrc/cpu/generator.h
 
 
 def supports(spec: Spec) -> str | None:
@@ -156,3 +157,65 @@ def _weight_addresses(weights: Sequence[Tensor], D: int) -> list[int]:
     if len(addresses) == 2 * D:
         return [address for d in range(D) for address in (*addresses[2 * d : 2 * d + 2], 0, 0)]
     return addresses
+
+
+def generator(stack: Stack, B: int, precision: str, seed: int) -> _Writer:
+    """What writes B streams with a stack: see fusedlstm.generate.
+
+    Raises:
+        ValueError: the engine does not keep weights in that precision.
+    """
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(_PRECISIONS)}, got {precision!r}")
+    return _Writer(stack, B, precision, seed)
+
+
+class _Writer:
+    """B streams on the engine: h and c [L, B, H], and the last characters, which they do not know yet [B]."""
+
+    def __init__(self, stack: Stack, B: int, precision: str, seed: int) -> None:
+        L, V, H = stack.sizes
+        self.h, self.c = torch.zeros(L, B, H), torch.zeros(L, B, H)
+        self.last = torch.zeros(B, dtype=torch.int64)
+        self._seed = seed
+        weights, scales = _narrowed(stack.weights, precision)
+        decoder, decoder_scales = _narrowed(stack.decoder, precision)
+        self._native = _C.Generator(
+            _PRECISIONS[precision], [L, V, H], _address(stack.table), _address(weights), _address(scales),
+            _address(stack.biases), _address(decoder), _address(decoder_scales), _address(stack.decoder_bias),
+        )  # fmt: skip
+
+    def generate(
+        self, count: int, first_position: int, temperature: float, top_k: int, top_p: float, min_p: float
+    ) -> Tensor:
+        """The next characters [count, B]."""
+        ids = torch.empty(count, len(self.last), dtype=torch.int64)
+        self._run(ids, first_position, (self._seed, temperature, top_k, top_p, min_p), None)
+        return ids
+
+    def read(self, ids: Tensor, scored: bool) -> Tensor:
+        """Takes in characters [T, B]; scored returns -log of the probability that each had [T, B]."""
+        nats = torch.empty(ids.shape if scored else (0,))
+        self._run(ids.contiguous(), 0, None, nats if scored else None)
+        return nats
+
+    def _run(
+        self,
+        ids: Tensor,
+        position: int,
+        choice: tuple[int, float, int, float, float] | None,
+        nats: Tensor | None,
+    ) -> None:
+        self._native.run(
+            torch.get_num_threads(), len(self.last), len(ids), position, choice,
+            _address(ids), _address(self.last), _address(self.h), _address(self.c), _address(nats),
+        )  # fmt: skip
+
+
+def _narrowed(weights: Tensor, precision: str) -> tuple[Tensor, Tensor | None]:
+    """Weights [..., H] in a precision; int8 also has the scale of each row [...]: its largest size is 127."""
+    if precision != "int8":
+        return weights.to(getattr(torch, precision)), None
+    scales = weights.abs().amax(-1) / 127
+    scales = scales.where(scales > 0, 1.0)  # a row of zeros
+    return (weights / scales[..., None]).round().to(torch.int8), scales

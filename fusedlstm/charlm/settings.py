@@ -1,4 +1,4 @@
-"""The settings of a run: one dataclass is trainer's input, checkpoint's record, TOML file and, by its fields, flags."""
+"""The settings of a run: one dataclass is trainer's input, checkpoint's record, TOML file and flags."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -31,8 +31,8 @@ class Settings:
     vocab: Literal["bytes", "chars"] = "bytes"
     """What one id stands for: a byte, or a character of a text in UTF-8."""
     split: str = "contiguous"
-    """What is kept for validation: contiguous (val_fraction, at the end), charrnn (val_fraction, the end of each
-    stream), nanogpt (the last tenth), or sizes for training, validation and test: 96M/4M, 80/10/10."""
+    """What is kept for validation: contiguous (val_fraction, at the end), charrnn (val_fraction, the end of
+    each stream), nanogpt (the last tenth), or sizes for training, validation and test: 96M/4M, 80/10/10."""
     val_fraction: float = 0.05
     """Share of the text kept for validation by the splits contiguous and charrnn; 0 for none."""
     out: str = ""
@@ -72,13 +72,15 @@ class Settings:
     learning_rate: float = 6e-3
     """Step size at its highest."""
     schedule: Literal["cosine", "decay", "constant"] = "cosine"
-    """How the step size falls: to zero along a cosine, by decay_rate an epoch after decay_after, or not."""
+    """How the step size falls: to zero along a cosine, by learning_rate_decay an epoch, or not."""
     warmup: int = 0
     """First steps, over which the step size rises from zero."""
-    decay_rate: float = 0.97
+    learning_rate_decay: float = 0.97
     """Factor an epoch of the schedule decay."""
-    decay_after: float = 10.0
+    learning_rate_decay_after: float = 10.0
     """Epochs at full step size of the schedule decay."""
+    decay_rate: float = 0.95
+    """Memory of rmsprop's mean of squares."""
     weight_decay: float = 0.0
     """Pull of the weights towards zero."""
     grad_clip: float = 1.0
@@ -228,15 +230,16 @@ RULES: dict[str, Rule] = {
     "out": TEXT,
     "device": TEXT,
     **{name: _one_of(name) for name in ("vocab", "model", "optimizer", "schedule", "clip", "dtype")},
-    **{name: COUNT for name in ("rnn_size", "num_layers", "seq_length", "batch_size", "accumulate", "save_every")},
+    **dict.fromkeys(
+        ("rnn_size", "num_layers", "seq_length", "batch_size", "accumulate", "save_every"), COUNT
+    ),
     **{name: _whole(0) for name in ("embedding", "warmup", "sample_length")},
-    **{name: FLAG for name in ("tied", "variational", "tensorboard", "wandb")},
-    **{
-        name: SHARE
-        for name in ("val_fraction", "dropout", "recurrent_dropout", "weight_drop", "zoneout", "ema")
-    },
-    **{name: POSITIVE for name in ("learning_rate", "decay_rate", "grad_clip", "minutes")},
-    **{name: NOT_NEGATIVE for name in ("init_range", "decay_after", "weight_decay", "temperature")},
+    **dict.fromkeys(("tied", "variational", "tensorboard", "wandb"), FLAG),
+    **dict.fromkeys(
+        ("val_fraction", "dropout", "recurrent_dropout", "weight_drop", "zoneout", "ema", "decay_rate"), SHARE
+    ),
+    **dict.fromkeys(("learning_rate", "learning_rate_decay", "grad_clip", "minutes"), POSITIVE),
+    **dict.fromkeys(("init_range", "learning_rate_decay_after", "weight_decay", "temperature"), NOT_NEGATIVE),
     "epochs": _or_none(POSITIVE),
     "steps": _or_none(COUNT),
     "seed": (lambda v: type(v) is int and abs(v) < 2**63, "a whole number of 64 bits"),
@@ -255,7 +258,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "charrnn": {
         "split": "charrnn", "rnn_size": 128, "num_layers": 2, "init_range": 0.08, "seq_length": 50,
         "batch_size": 50, "optimizer": "rmsprop", "learning_rate": 2e-3, "schedule": "decay",
-        "decay_rate": 0.97, "decay_after": 10.0, "grad_clip": 5.0, "clip": "value", "epochs": 50.0,
+        "learning_rate_decay": 0.97, "learning_rate_decay_after": 10.0, "decay_rate": 0.95,
+        "grad_clip": 5.0, "clip": "value", "epochs": 50.0,
         "dtype": "float32", "seed": 123,
     },
 }  # fmt: skip

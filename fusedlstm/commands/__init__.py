@@ -1,0 +1,1 @@
+"""The commands of `fusedlstm`, one in each file."""
