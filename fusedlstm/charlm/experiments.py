@@ -149,7 +149,7 @@ RECIPES: dict[str, Callable[[int, int], dict[str, Any]]] = {
         "batch_size": 100, "seq_length": 100, "learning_rate_decay": 0.95, "sample_length": 0,
     },
     "fast": lambda layers, size: {
-        "batch_size": 32, "seq_length": 50, "learning_rate": 8e-3 if size <= 64 else 6e-3, "epochs": 10.0,
+        "batch_size": 32, "seq_length": 50, "learning_rate": 8e-3 if size < 100 else 6e-3, "epochs": 25.0,
         "dtype": "float32", "sample_length": 0,
     },
 }  # fmt: skip
