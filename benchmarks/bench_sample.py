@@ -1,4 +1,4 @@
-"""How fast the char-LM writes: its generator and its own loop, the same loop around torch.nn.LSTM, and NumPy."""
+"""How fast the char-LM writes: its generator and its loop, the loop around torch.nn.LSTM, and NumPy."""
 
 from __future__ import annotations
 

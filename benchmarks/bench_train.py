@@ -24,10 +24,11 @@ from benchmarks.titles import PLAIN
 from fusedlstm.backends import resolve
 from fusedlstm.charlm.corpus import Corpus
 from fusedlstm.charlm.model import CharLM, State
+from fusedlstm.charlm.optim import optimizer_for
+from fusedlstm.charlm.run import train_step
 from fusedlstm.charlm.settings import Settings
 from fusedlstm.charlm.streams import Streams
 from fusedlstm.charlm.texts import TEXTS
-from fusedlstm.charlm.train import OPTIMIZERS, train_step
 from fusedlstm.functional import spec
 from fusedlstm.nn import LSTM
 from fusedlstm.timing import Context, Runner, interleave, once, summary
@@ -83,7 +84,7 @@ class GPT(nn.Module):
         T = len(ids)
         mask = nn.Transformer.generate_square_subsequent_mask(T, device=ids.device)
         y = self.blocks(self.token(ids) + self.place.weight[:T, None], mask, is_causal=True)
-        return self.decoder(y), (y.new_zeros(0), y.new_zeros(0))
+        return self.decoder(y), (y.new_zeros(1, ids.shape[1], 0),)
 
 
 @dataclass(frozen=True)
@@ -131,18 +132,22 @@ class Training:
     ) -> None:
         torch.manual_seed(1)
         self.T, self.dtype, self.streams = net.T, getattr(torch, dtype), streams
-        self.settings = Settings(rnn_size=net.H, num_layers=net.L, batch_size=net.B, seq_length=net.T)
+        self.settings = Settings(
+            rnn_size=net.H,
+            num_layers=net.L,
+            batch_size=net.B,
+            seq_length=net.T,
+            dtype=dtype,
+            device=device,  # type: ignore[arg-type]
+        )
         self.model = cast(CharLM, new().to(device))
-        optimizer = OPTIMIZERS[self.settings.optimizer]
-        self.optimizer = optimizer(self.model.parameters(), lr=self.settings.learning_rate)
+        self.optimizer = optimizer_for(self.model, self.settings)
         self.state: State | None = None
         self.losses: list[float] = []
 
     def __call__(self) -> None:
         x, y = self.streams.chunk(len(self.losses) * self.T, self.T)
-        loss, self.state = train_step(
-            self.model, self.optimizer, x, y, self.state, self.settings.grad_clip, self.dtype
-        )
+        loss, self.state = train_step(self.model, self.optimizer, x, y, self.state, self.settings)
         self.losses.append(loss)
 
 

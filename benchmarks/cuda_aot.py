@@ -86,8 +86,8 @@ TERMS = {
     "meet_us": "meeting", "l2_us": "L2",
 }  # fmt: skip
 WRITER_TERMS = {
-    "own_us": "own h", "meet_us": "a round", "other_us": "other products", "sums_us": "sums", "cells_us": "cells",
-    "draw_us": "draw", "l2_us": "L2",
+    "own_us": "own h", "meet_us": "a round", "other_us": "other products", "sums_us": "sums",
+    "cells_us": "cells", "draw_us": "draw", "l2_us": "L2",
 }  # fmt: skip
 DOCUMENT = """# What the CUDA kernels compile to
 
@@ -123,13 +123,15 @@ its blocks and the hidden units of each, and a block's shared memory in KiB.
 
 ## Kernels that write text, and what their model predicts
 
-The kernels of `csrc/cuda/generate.cu`, for so many streams at most, on {gpus}: plain multiply-adds, no matrix instruction.
+The kernels of `csrc/cuda/generate.cu` on {gpus}, for so many streams at most: plain
+multiply-adds, no matrix instruction.
 
 {writers}
 
-What `fusedlstm/backends/cuda/generate.py` chooses on an H100. Kept is the share of the weights that lies in shared memory.
-The terms are in µs: a layer takes the larger of the product with its own h and of a round of the grid; the decoder takes
-another round; the others follow. The draw is predicted with all filters.
+What `fusedlstm/backends/cuda/generate.py` chooses on an H100. Kept is the share of the weights that lies in
+shared memory. The terms are in µs: a layer takes the larger of the product with its own h and of a round of
+the grid, the decoder takes another round, and the others follow. The draw is predicted with all filters;
+characters a second are those of all B streams together.
 
 {texts}
 """
@@ -279,12 +281,14 @@ def texts(cuda: ModuleType) -> Iterator[Row]:
             generate.Sizes(L, H, V, B), precision, Card(*CARDS[PREDICTED]), known, cuda.generate_shared_bytes
         )
         case = {"L": L, "H": H, "V": V, "B": B, "precision": precision}
-        plan = {**dataclasses.asdict(found[0]), "character_us": found[0].terms.character_us} if found else None
+        plan = (
+            {**dataclasses.asdict(found[0]), "character_us": found[0].terms.character_us} if found else None
+        )
         yield {**case, "plan": plan}
 
 
 def report(gpus: Collection[str] = tuple(CARDS)) -> Row:
-    """The record: nvcc's version, kernels as compiled for some GPUs, plans for all of them; those that write."""
+    """The record: nvcc's version, kernels as compiled for some GPUs, plans for all; so of what writes."""
     nvcc = compiler()
     if nvcc is None:
         raise SystemExit(missing())
@@ -354,7 +358,9 @@ def writer_table(rows: Collection[Row]) -> str:
     """A line for each kernel that writes, with a figure for each GPU where they differ."""
     by_kernel: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        by_kernel.setdefault(tuple(str(row[key]) for key in ("precision", "streams", "threads")), []).append(row)
+        by_kernel.setdefault(tuple(str(row[key]) for key in ("precision", "streams", "threads")), []).append(
+            row
+        )
     figures = {what: head for what, head in FIGURES.items() if what != "mma"}
     lines = (
         [*kernel, *(_figures([row.get(what, DASH) for row in found]) for what in figures)]
@@ -366,7 +372,7 @@ def writer_table(rows: Collection[Row]) -> str:
 def text_table(rows: Collection[Row]) -> str:
     """Plans of models that write, with the terms of a character."""
     heads = ("L", "H", "V", "B", "weights", "blocks", "units", "kept", "shared KiB", *WRITER_TERMS.values(),
-             "predicted µs a character", "predicted characters a second, all streams", "measured")  # fmt: skip
+             "predicted µs a character", "predicted characters a second", "measured")  # fmt: skip
     lines: list[Sequence[str]] = []
     for row in rows:
         case, plan = [str(row[key]) for key in ("L", "H", "V", "B", "precision")], row["plan"]
@@ -375,7 +381,8 @@ def text_table(rows: Collection[Row]) -> str:
             continue
         kept = plan["kept"] / ((2 * row["L"] - 1 + plan["turns"]) * plan["steps"])
         lines.append([
-            *case, str(plan["slices"]), str(plan["units"]), f"{kept:.0%}", f"{plan['shared_bytes'] / 1024:.0f}",
+            *case, str(plan["slices"]), str(plan["units"]), f"{kept:.0%}",
+            f"{plan['shared_bytes'] / 1024:.0f}",
             *(f"{plan['terms'][term]:.2f}" for term in WRITER_TERMS), f"{plan['character_us']:.1f}",
             f"{row['B'] / plan['character_us'] * 1e6:,.0f}", NOT_MEASURED,
         ])  # fmt: skip

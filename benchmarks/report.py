@@ -60,9 +60,12 @@ def results_page(record: Record, source: str, pictures: Pictures | None = None) 
         parts += [_picture(pictures, "train", "characters a second")] if "train" in pictures else []
     if sampled := record.get("sample"):
         words = (
-            "One loop for all, a character at a time in each of B streams; greedy text was compared first."
+            "The generator writes in native calls, the others in one loop for all, a character at a time in "
+            "each of B streams; greedy text was compared first."
         )
         parts += ["### Sampling", words, tables.sample(sampled, on)]
+    if costs := record.get("precision"):
+        parts += [tables.precision(costs)]
     if counted := record.get("instructions"):
         words = "Of the engine's own code, one thread, one layer; they repeat where times do not."
         parts += ["### Instructions", words, tables.instructions(counted)]
@@ -137,6 +140,11 @@ def summary(record: Record, pictures: Pictures | None = None) -> str:
     if "train" in record and on == "cpu":
         words = "Whole training steps of the character model, and of a transformer of about its size:"
         parts += [words, tables.train_short(record["train"])]
+    if "sample" in record and on == "cpu":
+        parts += [
+            "Characters a second that a trained model writes:",
+            tables.sample_short(record["sample"], on),
+        ]
     return "\n\n".join([*parts, where(record)])
 
 

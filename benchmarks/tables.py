@@ -221,18 +221,43 @@ def train_words(net: Record) -> str:
     return words
 
 
+WRITERS = ("generate float32", "generate bfloat16", "generate int8")
+
+
 def sample(sampled: Mapping[str, Record], where: str) -> str:
-    """Characters a second of the sampler."""
-    names = ("ours", "torch", "torch_plain", "numpy")
+    """Characters a second of those that write, and how many times the faster torch ours are."""
+    speed = "{:,.0f}".format
     columns: list[Column] = [
         *((size, found(size)) for size in ("H", "L", "V", "B")),
+        *((f"{name} chars/s", found(f"chars_per_s.{name}", speed)) for name in WRITERS),
         *(
-            (f"{title(name, where)} chars/s", found(f"chars_per_s.{name}", "{:,.0f}".format))
-            for name in names
+            (f"{title(name, where)} chars/s", found(f"chars_per_s.{name}", speed))
+            for name in ("ours", "torch", "torch_plain", "numpy")
         ),
+        *((f"faster nn.LSTM / {name}", found(f"ratios.{name}", "{:.2f}".format)) for name in WRITERS),
         ("faster nn.LSTM / ours", ratio),
     ]
     return table(sampled.values(), columns)
+
+
+def sample_short(sampled: Mapping[str, Record], where: str) -> str:
+    """Characters a second alone."""
+    names = (*WRITERS, "torch", "torch_plain")
+    columns: list[Column] = [
+        ("net", lambda net: f"{net['L']}x{net['H']}"),
+        ("streams", found("B")),
+        *((title(name, where), found(f"chars_per_s.{name}", "{:,.0f}".format)) for name in names),
+    ]
+    return table(sampled.values(), columns)
+
+
+def precision(costs: Mapping[str, Record]) -> str:
+    """What fewer bits do to the loss of a trained model."""
+    return "\n\n".join(
+        f"A trained {name} loses {nats['float32']:.5f} nats a character with its weights in float32, "
+        f"{nats['bfloat16']:.5f} in bfloat16 and {nats['int8']:.5f} in int8."
+        for name, nats in ((name, cost["nats"]) for name, cost in costs.items())
+    )
 
 
 def instructions(counted: Mapping[str, Record]) -> str:

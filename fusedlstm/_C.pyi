@@ -39,32 +39,6 @@ def layer_backward(
     dc0: int,
     dweights: Sequence[int],
 ) -> None: ...
-class Generator:
-    def __init__(
-        self,
-        precision: int,
-        sizes: Sequence[int],
-        table: int,
-        weights: int,
-        scales: int,
-        biases: int,
-        decoder: int,
-        decoder_scales: int,
-        decoder_bias: int,
-    ) -> None: ...
-    def run(
-        self,
-        threads: int,
-        B: int,
-        steps: int,
-        position: int,
-        choice: tuple[int, float, int, float, float] | None,
-        ids: int,
-        last: int,
-        h: int,
-        c: int,
-        nats: int,
-    ) -> None: ...
 
 class Generator:
     def __init__(

@@ -12,6 +12,7 @@ from tyro.conf import subcommand
 from fusedlstm.bench import Bench
 from fusedlstm.charlm.settings import CharLMError
 from fusedlstm.commands import train
+from fusedlstm.commands.cells import Cells
 from fusedlstm.commands.convert import Convert
 from fusedlstm.commands.eval import Eval
 from fusedlstm.commands.inspect import Inspect
@@ -29,6 +30,7 @@ Command = (
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Repro, subcommand("repro")]
     | Annotated[Serve, subcommand("serve")]
+    | Annotated[Cells, subcommand("cells")]
     | Annotated[Bench, subcommand("bench")]
 )
 

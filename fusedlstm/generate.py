@@ -2,8 +2,8 @@
 
 A character depends on the seed, its stream, its position and what stands before it, and on nothing else: in
 whatever pieces a text is asked for, the same seed gives the same text. Its chance is the first word of
-Philox4x32-10 (key: the seed; counter: the stream, then the position, 64 bits each, low words first) over 2^32,
-at which the filtered softmax is cut, its probabilities summed in the order of the ids.
+Philox4x32-10 over 2^32 (key: seed; counter: stream, then position, 64 bits each, the low word first), and the
+character is the one whose part of the filtered softmax, in the order of the ids, it falls into.
 """
 
 from __future__ import annotations
@@ -212,7 +212,9 @@ def _backend(backend: str, device: torch.device) -> str:
     check_name(backend)
     name = device.type if backend == "auto" else backend
     if name not in _BACKENDS or not hasattr(load(name), "generator"):
-        raise ValueError(f"backend={name!r} does not write: step through the model itself, or move it to the CPU")
+        raise ValueError(
+            f"backend={name!r} does not write: step through the model itself, or move it to the CPU"
+        )
     if name != device.type:
         raise ValueError(f"backend={name!r} writes on {name}, the weights are on {device}: use .to()")
     return name
@@ -256,10 +258,12 @@ def _stacked(
 def _check_tensor(
     name: str, tensor: Tensor, spelled: str, shape: tuple[int | None, ...], beside: Tensor
 ) -> None:
-    """Raises unless a tensor has a shape (None: any size), the device of the one beside it, and finite numbers."""
+    """Raises unless a tensor is finite, of a shape (None: any size), on the device of the one beside it."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a Tensor, got {type(tensor).__name__}")
-    if tensor.dim() != len(shape) or any(n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)):
+    if tensor.dim() != len(shape) or any(
+        n not in (None, m) for n, m in zip(shape, tensor.shape, strict=True)
+    ):
         sizes = "" if None in shape else f" = {list(shape)}"
         raise RuntimeError(f"{name} must be {spelled}{sizes}, got {list(tensor.shape)}")
     if not tensor.is_floating_point() or tensor.device != beside.device:

@@ -103,21 +103,29 @@ def failing_at(call: int, function: Callable[..., Any], error: BaseException) ->
 )
 @pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()])
 def test_a_failure_at_any_moment_leaves_old_or_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, least: int, error: BaseException, step: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    name: str,
+    least: int,
+    error: BaseException,
+    step: int,
 ) -> None:
     checkpoint.save(tmp_path, at_step(1, seed=1))
     messages: list[str] = []
-    for call in range(1, 12):
+    for call in range(1, 20):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, failing_at(call, getattr(module, name), error))
             try:
                 checkpoint.save(tmp_path, at_step(step, seed=call + 1))
             except (CharLMError, KeyboardInterrupt) as raised:
                 messages.append(str(raised))
+            else:
+                break  # there are no more calls
         loaded = checkpoint.load(tmp_path)
         assert loaded.step in (1, step)
         assert_same(loaded, at_step(loaded.step, seed=loaded.settings.seed))
-    assert len(messages) >= least
+    assert least <= len(messages) < 19
     if isinstance(error, OSError):
         assert all("No space left on device (the checkpoint before it is whole)" in m for m in messages)
     checkpoint.save(tmp_path, at_step(3))
@@ -131,12 +139,14 @@ def test_a_full_disk_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.Monke
     for call in (1, 2, 3):
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", failing_at(call, os.fsync, FULL))
-            with pytest.raises(CharLMError, match="cannot save to .*: No space left on device"):
+            with pytest.raises(CharLMError, match=r"cannot save to .*: No space left on device"):
                 checkpoint.save(tmp_path, at_step(2))
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_the_disk_has_a_folder_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_disk_has_a_folder_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: list[str] = []
     rename = os.replace
 
@@ -165,10 +175,11 @@ sys.path.insert(0, {tests!r})
 from test_charlm_checkpoint import assert_same, at_step
 
 random.seed(0)
-run, last, seen = Path({run!r}), 1, set()
+run, last, seen, began = Path({run!r}), 1, set(), time.perf_counter()
 checkpoint.save(run, at_step(1, val=0.5))
+seconds = time.perf_counter() - began  # that a save takes, on a disk as busy as it is
 MetricsFile(run).metrics(1, {{"loss": 1.0}})
-for _ in range(30):
+for _ in range(25):
     child = os.fork()
     if not child:
         metrics = MetricsFile(run, last)
@@ -177,7 +188,7 @@ for _ in range(30):
             checkpoint.save(run, at_step(step, val=1 + random.random()))
             checkpoint.save(run, at_step(step, val=1 + random.random()))
         os._exit(0)
-    time.sleep(random.uniform(0.0, 0.04))
+    time.sleep(random.uniform(0, 4 * seconds))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     seen |= set(os.listdir(run / "checkpoints"))
@@ -200,13 +211,21 @@ def test_a_killed_process_leaves_old_or_new(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     last, *leftovers = done.stdout.split()
-    assert int(last) > 10
+    assert int(last) > 5
     assert "tmp" in leftovers  # it was killed in the midst of saving
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path: Path) -> None:
     kept = {}
-    for step, val in ((100, 3.0), (200, 1.0), (300, None), (400, 2.0), (500, math.nan), (600, 0.5), (700, 0.5)):
+    for step, val in (
+        (100, 3.0),
+        (200, 1.0),
+        (300, None),
+        (400, 2.0),
+        (500, math.nan),
+        (600, 0.5),
+        (700, 0.5),
+    ):
         checkpoint.save(tmp_path, at_step(step, val))
         kept[step] = list(checkpoint.steps(tmp_path))
     assert kept == {
@@ -223,7 +242,7 @@ def test_a_loss_of_an_earlier_step_is_not_this_one_s(tmp_path: Path) -> None:
     saved.step = 8
     assert saved.val is None
     checkpoint.save(tmp_path, saved)
-    with pytest.raises(CharLMError, match="no checkpoint with a validation loss"):
+    with pytest.raises(CharLMError, match=r"no checkpoint with a validation loss"):
         checkpoint.load(tmp_path, "best")
 
 
@@ -240,16 +259,20 @@ def test_what_is_asked_for_and_not_there_is_said(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, at_step(900, 1.0))
     checkpoint.save(tmp_path, at_step(1000, 1.0))
     for which in ("901", "lst", "", "-1"):
-        with pytest.raises(CharLMError, match=rf"must be last, best or a step of .* \(900, 1000\), got {which}$"):
+        with pytest.raises(
+            CharLMError, match=rf"must be last, best or a step of .* \(900, 1000\), got {which}$"
+        ):
             checkpoint.load(tmp_path, which)
-    with pytest.raises(CharLMError, match="--checkpoint best needs the folder of a run, got that of one step"):
+    with pytest.raises(
+        CharLMError, match="--checkpoint best needs the folder of a run, got that of one step"
+    ):
         checkpoint.load(folder_of(tmp_path, 900), "best")
 
 
 def test_no_checkpoint_is_said(tmp_path: Path) -> None:
-    with pytest.raises(CharLMError, match="holds no checkpoint$"):
+    with pytest.raises(CharLMError, match=r"holds no checkpoint$"):
         checkpoint.load(tmp_path)
-    with pytest.raises(CharLMError, match="holds no checkpoint$"):
+    with pytest.raises(CharLMError, match=r"holds no checkpoint$"):
         checkpoint.load(tmp_path / "nowhere")
     assert not checkpoint.exists(tmp_path)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"")
@@ -266,11 +289,11 @@ def test_a_damaged_one_is_named_and_a_whole_one_offered(tmp_path: Path) -> None:
     reason = f"the checksum of {TRAIN} differs; step 900 is whole: --checkpoint 900"
     assert str(raised.value) == f"{folder_of(tmp_path, 1000)} is damaged: {reason}"
     (folder_of(tmp_path, 900) / MODEL).unlink()
-    with pytest.raises(CharLMError, match="step 800 is whole: --checkpoint 800$"):
+    with pytest.raises(CharLMError, match=r"step 800 is whole: --checkpoint 800$"):
         checkpoint.load(tmp_path)
     (folder_of(tmp_path, 800) / RECORD).write_text("{}")
     for run in (tmp_path, *checkpoint.steps(tmp_path).values()):
-        with pytest.raises(CharLMError, match="is damaged: .*; no other is whole$"):
+        with pytest.raises(CharLMError, match=r"is damaged: .*; no other is whole$"):
             checkpoint.load(run)
     checkpoint.save(tmp_path, at_step(1000))  # a damaged one is in nobody's way
     assert checkpoint.load(tmp_path).step == 1000
@@ -303,7 +326,7 @@ def test_a_cut_file_is_damaged(tmp_path: Path, name: str, keep: int) -> None:
     checkpoint.save(tmp_path, at_step(3))
     file = folder_of(tmp_path, 3) / name
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(CharLMError, match="is damaged: "):
+    with pytest.raises(CharLMError, match=r"is damaged: "):
         checkpoint.load(tmp_path)
 
 
@@ -332,7 +355,7 @@ def test_a_pickle_is_never_run(tmp_path: Path, name: str, forged: bool) -> None:
         (folder_of(tmp_path, 3) / name).write_bytes(payload)
         if forged and name != RECORD:
             forge(folder_of(tmp_path, 3))
-        with pytest.raises(CharLMError, match="is damaged: "):
+        with pytest.raises(CharLMError, match=r"is damaged: "):
             checkpoint.load(tmp_path)
     assert not (tmp_path / "was run").exists()
 
@@ -342,7 +365,9 @@ def test_what_another_version_wrote_is_named(tmp_path: Path) -> None:
     forge(folder_of(tmp_path, 3))
     assert_same(checkpoint.load(tmp_path), at_step(3))
     forge(folder_of(tmp_path, 3), format=2)
-    with pytest.raises(CharLMError, match="must be of format 1, got 2: another version of fusedlstm wrote it"):
+    with pytest.raises(
+        CharLMError, match="must be of format 1, got 2: another version of fusedlstm wrote it"
+    ):
         checkpoint.load(tmp_path)
     forge(folder_of(tmp_path, 3), format=1, settings={"peepholes": True})
     with pytest.raises(CharLMError, match=r"peepholes.*not known to this version"):
@@ -367,9 +392,9 @@ def test_a_run_is_one_process_s(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LOCKING, str(run)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout and other.stdout.readline() == "held\n"
-        with pytest.raises(CharLMError, match=r"cannot lock .*run: another process is training there"):
-            with checkpoint.locked(run):
-                raise AssertionError("two have it")
+        message = r"cannot lock .*run: another process is training there"
+        with pytest.raises(CharLMError, match=message), checkpoint.locked(run):
+            raise AssertionError("two have it")
         other.kill()  # a process that dies holds nothing
     with checkpoint.locked(run):
         checkpoint.save(run, at_step(1))
@@ -381,7 +406,7 @@ def test_what_fails_under_the_lock_comes_through(tmp_path: Path) -> None:
     with pytest.raises(BlockingIOError), checkpoint.locked(tmp_path):
         raise BlockingIOError("of the terminal's")
     (tmp_path / "file").touch()
-    with pytest.raises(CharLMError, match="cannot write to .*file: "), checkpoint.locked(tmp_path / "file"):
+    with pytest.raises(CharLMError, match=r"cannot write to .*file: "), checkpoint.locked(tmp_path / "file"):
         raise AssertionError("a file is no folder")
 
 

@@ -84,7 +84,7 @@ def test_many_characters_take_two_bytes_each_and_too_many_are_refused(
     full = Corpus.from_bytes("x", every.encode(), "chars")
     assert len(full.vocab) == 2**16
     assert full.ids.tolist() == list(range(2**16))
-    with pytest.raises(CharLMError, match="--vocab chars takes at most 65,536 different.* has 65,537"):
+    with pytest.raises(CharLMError, match=r"--vocab chars takes at most 65,536 different.* has 65,537"):
         Corpus.from_bytes("x", (every + "\U0010ffff").encode(), "chars")
 
 
@@ -164,7 +164,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"hello",))
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(b"hello",), daemon=True)
     writer.start()
     assert bytes_of(load_files(tmp_path / "pipe")) == b"hello"
     writer.join()
@@ -296,13 +296,10 @@ def test_preparing_tells_what_the_text_is_made_of(tmp_path: Path, capsys: pytest
     shown = capsys.readouterr().out.splitlines()[:2]
     assert shown[0] == "y: 256 bytes; 256 ids of 256 symbols; entropy of order 0: 8.000 bits"
     assert shown[1].count("%") == 10
-    prepare(tmp_path / "y", out=tmp_path / "constant")
     (tmp_path / "z").write_bytes(b"\xff" * 5)
     prepare(tmp_path / "z", out=tmp_path / "same")
-    assert (
-        "5 ids of 1 symbols; entropy of order 0: 0.000 bits\nthe commonest: byte 0xff 100.0%\n"
-        in capsys.readouterr().out
-    )
+    shown = capsys.readouterr().out
+    assert "5 ids of 1 symbols; entropy of order 0: 0.000 bits\nthe commonest: byte 0xff 100.0%\n" in shown
 
 
 def test_prepare_refuses_what_does_not_serve(tmp_path: Path) -> None:
@@ -325,8 +322,8 @@ def test_a_prepared_text_is_whole_or_not_there(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "x").write_text("xyz")
-    fsync, failures = os.fsync, 0
-    for call in (1, 2):
+    fsync = os.fsync
+    for call in (1, 2):  # of the ids, of the record
         calls = iter(range(1, 10))
 
         def flaky(descriptor: int, call: int = call, calls: Iterator[int] = calls) -> None:
@@ -335,14 +332,10 @@ def test_a_prepared_text_is_whole_or_not_there(
             fsync(descriptor)
 
         monkeypatch.setattr(os, "fsync", flaky)
-        try:
+        expected = CharLMError if isinstance(error, OSError) else type(error)
+        with pytest.raises(expected, match=error.strerror if isinstance(error, OSError) else None):
             prepare(tmp_path / "x", out=tmp_path / "made")
-        except (CharLMError, KeyboardInterrupt) as raised:
-            failures += 1
-            if isinstance(raised, CharLMError):
-                assert str(raised).endswith("made: No space left on device")
         assert os.listdir(tmp_path) == ["x"]
-    assert failures == 2
 
 
 def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
@@ -362,7 +355,7 @@ def test_a_damaged_prepared_text_is_said(tmp_path: Path) -> None:
     prepare(tmp_path / "x", out=tmp_path / "made")
     record, ids = tmp_path / "made" / corpus.RECORD, tmp_path / "made" / corpus.IDS
     whole = json.loads(record.read_text())
-    with pytest.raises(CharLMError, match="a prepared text must be the only FILE, got .*made .*x"):
+    with pytest.raises(CharLMError, match=r"a prepared text must be the only FILE, got .*made .*x"):
         load_files(tmp_path / "made", tmp_path / "x")
     for change, message in [
         ({"n": 4}, "is damaged: ids.bin must have 4 bytes, has 3"),
@@ -379,7 +372,7 @@ def test_a_damaged_prepared_text_is_said(tmp_path: Path) -> None:
         load_files(tmp_path / "made")
     record.write_text(json.dumps(whole))
     ids.unlink()
-    with pytest.raises(CharLMError, match="cannot read the prepared text in .*made: No such file"):
+    with pytest.raises(CharLMError, match=r"cannot read the prepared text in .*made: No such file"):
         load_files(tmp_path / "made")
 
 
@@ -403,6 +396,8 @@ def test_a_long_text_is_prepared_once_in_the_cache(
         again = load_files(tmp_path / "moved.txt", vocab=kind)
     assert again.name == "moved"
     assert np.array_equal(again.ids, expected.ids)
+    other = "chars" if kind == "bytes" else "bytes"
+    assert load_files(tmp_path / "moved.txt", vocab=other).vocab.kind == other
     (tmp_path / "moved.txt").write_text("la la la\n" * 20)
     assert load_files(tmp_path / "moved.txt", vocab=kind).sha256 != made.sha256
 

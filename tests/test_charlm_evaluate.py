@@ -91,7 +91,7 @@ def test_stretches_that_start_early_are_one(monkeypatch: pytest.MonkeyPatch, B: 
     model = CharLM(V, H, L)
     expected = character_by_character(model, IDS[:n])
     monkeypatch.setattr(module, "CHUNK", 9)
-    monkeypatch.setattr(module, "WARM", 0)
+    monkeypatch.setattr(module, "WARM", 1)
     cold = whole(model, IDS[:n], B, FLOAT32)
     monkeypatch.setattr(module, "WARM", 60)
     warm = whole(model, IDS[:n], B, FLOAT32)
@@ -147,13 +147,13 @@ def test_without_steps_dynamic_is_static(any_model: CharLM) -> None:
     assert dynamic(any_model, streams, 20, FLOAT32, 0.0, 0.5, sizes) == pytest.approx(expected, rel=1e-6)
     # Steps that are taken back whole before the next chunk.
     assert dynamic(any_model, streams, 20, FLOAT32, 0.3, 1.0, sizes) == pytest.approx(expected, rel=1e-5)
-    adapted = dynamic(any_model, streams, 20, FLOAT32, 0.3, 0.0, sizes)
+    adapted = dynamic(any_model, streams, 20, FLOAT32, 3.0, 0.0, sizes)
     assert adapted != pytest.approx(expected, rel=1e-2)
     torch.testing.assert_close(copied(any_model), before, rtol=0, atol=0)
 
 
 def test_dynamic_steps_by_its_equation(any_model: CharLM) -> None:
-    rate, decay, T = 0.05, 0.3, 15
+    rate, decay, T = 0.05, 0.9, 15  # of large sizes all comes back
     sizes = {name: torch.rand_like(p) for name, p in any_model.named_parameters()}
     mean = float(sum(s.sum() for s in sizes.values()) / sum(s.numel() for s in sizes.values()))
     twin = CharLM(V, H, L, model=any_model.kind).eval()
@@ -177,10 +177,9 @@ def test_dynamic_steps_by_its_equation(any_model: CharLM) -> None:
 
 
 def test_dynamic_learns_what_comes_again_and_leaves_no_trace(any_model: CharLM) -> None:
-    before, streams = copied(any_model), Streams(np.resize(np.array([0, 3, 1, 4, 2], np.uint8), 801), 1)
+    before, streams = copied(any_model), Streams(np.resize(np.array([0, 0, 3], np.uint8), 801), 1)
     expected = evaluate(any_model, streams, 20, FLOAT32)
-    sizes = gradient_sizes(any_model, streams, 20, FLOAT32, 100)
-    assert dynamic(any_model, streams, 20, FLOAT32, 0.02, 0.0, sizes) < 0.7 * expected
+    assert dynamic(any_model, streams, 20, FLOAT32, 1.0, 0.0, ones(any_model)) < 0.7 * expected
     torch.testing.assert_close(copied(any_model), before, rtol=0, atol=0)
     assert all(p.grad is None and p.requires_grad for p in any_model.parameters())
 

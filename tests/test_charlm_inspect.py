@@ -32,7 +32,7 @@ def test_a_run_in_plain_values(tmp_path: Path, capsys: pytest.CaptureFixture[str
     saved(tmp_path, 200, 2.0)
     Inspect(str(tmp_path), json=True)()
     found = json.loads(capsys.readouterr().out)
-    assert found == about(str(tmp_path))
+    assert found == json.loads(json.dumps(about(str(tmp_path))))
     assert found["settings"] == {"files": ["a/b.txt"], "rnn_size": 7, "epochs": 2.0}
     assert found["text"] == {"name": "a/b.txt", "sha256": "0123456789abcdef" * 4}
     assert found["vocab"] == {"kind": "bytes", "symbols": "\n'a\x7f\xe9"}
@@ -53,28 +53,31 @@ def test_a_run_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     Inspect(str(tmp_path))()
     shown = capsys.readouterr().out
     for words in (
-        r"5 bytes: \n'a\x7f\xe9", "a/b.txt (sha256 0123456789abcdef…)", "1,500 steps, 1.5 minutes", "rnn_size",
-        "step 1,500: train 1.000, val 2.000 bits/char", "11 parameters", "2 × 3", "step-00001500", "MB, whole",
+        r"5 bytes: \n'a\x7f\xe9", "a/b.txt (sha256 0123456789abcdef…)", "1,500 steps, 1.5 minutes",
+        "rnn_size", "step 1,500: train 1.000, val 2.000 bits/char",
+        "11 parameters", "2 x 3", "step-00001500", "whole",
     ):  # fmt: skip
         assert words in shown, shown
-    saved(tmp_path, 1500, 2 * math.log(2), Vocab("chars", "\n[é語\u2028"))
+    saved(tmp_path, 1500, 2 * math.log(2), Vocab("chars", "\n[é\u2028語"))
     Inspect(str(tmp_path))()
-    assert r"5 chars: \n[é語\u2028" in capsys.readouterr().out
+    assert r"5 chars: \n[é\u2028語" in capsys.readouterr().out
 
 
-def test_a_damaged_checkpoint_is_shown_and_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_shown_and_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for step in (100, 200):
         saved(tmp_path, step, 1.0)
     folder = checkpoint.steps(tmp_path)[200]
     (folder / checkpoint.TRAIN).write_bytes(b"")
     for as_json in (False, True):
-        with pytest.raises(CharLMError, match="1 of 2 checkpoints are damaged: .*step-00000200"):
+        with pytest.raises(CharLMError, match=r"1 of 2 checkpoints are damaged: .*step-00000200"):
             Inspect(str(tmp_path), json=as_json)()
         shown = capsys.readouterr().out
         assert f"the checksum of {checkpoint.TRAIN} differs" in shown
     assert json.loads(shown)["step"] == 100
     (checkpoint.steps(tmp_path)[100] / checkpoint.RECORD).unlink()
-    with pytest.raises(CharLMError, match="step-00000200 is damaged: .*; no other is whole"):
+    with pytest.raises(CharLMError, match=r"step-00000200 is damaged: .*; no other is whole"):
         Inspect(str(tmp_path))()
 
 

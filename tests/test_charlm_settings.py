@@ -131,15 +131,19 @@ def test_a_file_or_a_preset_comes_before_the_flags(tmp_path: Path) -> None:
 
 
 def test_the_flags_of_char_rnn_are_known() -> None:
+    flags = {
+        "data_dir": "data/tiny", "rnn_size": 64, "num_layers": 3, "model": "gru", "learning_rate": 0.01,
+        "learning_rate_decay": 0.9, "learning_rate_decay_after": 5, "decay_rate": 0.9, "dropout": 0.5,
+        "seq_length": 20, "batch_size": 10, "max_epochs": 7, "grad_clip": 2, "val_frac": 0.1, "seed": 9,
+        "eval_val_every": 50, "checkpoint_dir": "cv",
+    }  # fmt: skip
     command = parse(
-        "-data_dir data/tiny -rnn_size 64 -num_layers 3 -model gru -learning_rate 0.01 -learning_rate_decay 0.9 "
-        "-learning_rate_decay_after 5 -decay_rate 0.9 -dropout 0.5 -seq_length 20 -batch_size 10 -max_epochs 7 "
-        "-grad_clip 2 -val_frac 0.1 -seed 9 -eval_val_every 50 -checkpoint_dir cv --max-epochs=8".split()
+        [word for name, value in flags.items() for word in (f"-{name}", str(value))] + ["--max-epochs=8"]
     )
     expected = Settings(
-        files=("data/tiny",), rnn_size=64, num_layers=3, model="gru", learning_rate=0.01, learning_rate_decay=0.9,
-        learning_rate_decay_after=5, decay_rate=0.9, dropout=0.5, seq_length=20, batch_size=10, epochs=8,
-        grad_clip=2, val_fraction=0.1, seed=9, save_every=50, out="cv",
+        files=("data/tiny",), rnn_size=64, num_layers=3, model="gru", learning_rate=0.01,
+        learning_rate_decay=0.9, learning_rate_decay_after=5, decay_rate=0.9, dropout=0.5, seq_length=20,
+        batch_size=10, epochs=8, grad_clip=2, val_fraction=0.1, seed=9, save_every=50, out="cv",
     )  # fmt: skip
     assert asdict(command.settings) == asdict(expected)
     assert parse(["rnn_size"]).settings.files == ("rnn_size",)  # a file of that name

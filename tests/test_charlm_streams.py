@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,15 @@ DEVICES = [
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("window", [1, 30, 10_000])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize(("N", "B", "T"), [(2, 1, 1), (23, 4, 2), (23, 3, 3), (100, 7, 5), (64, 1, 70)])
+@pytest.mark.parametrize(
+    ("N", "B", "T"), [(2, 1, 1), (23, 4, 2), (23, 3, 3), (100, 7, 5), (64, 1, 70), (8, 5, 1)]
+)
 def test_streams_are_contiguous_stretches_side_by_side(
     N: int, B: int, T: int, dtype: type, window: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "WINDOW", window)
     first = np.iinfo(dtype).max - N + 1  # the largest ids that there are
-    streams = Streams(np.arange(first, first + N, dtype=dtype), B, device)
+    streams = Streams(np.arange(first, first + N).astype(dtype), B, device)
     assert streams.n == (N - 1) // B
     chunks = list(streams.chunks(T))
     x, y = torch.cat([x for x, _ in chunks]), torch.cat([y for _, y in chunks])
@@ -88,11 +91,14 @@ def test_more_streams_than_a_text_can_fill_are_refused() -> None:
         Streams(np.zeros(4, np.uint8), 4)
 
 
-def test_chunks_are_the_readers_own(tmp_path: Path) -> None:
+def test_a_file_is_read_not_lent(tmp_path: Path) -> None:
     np.arange(100, dtype=np.uint8).tofile(tmp_path / "ids")
     streams = Streams(np.memmap(tmp_path / "ids", np.uint8, "r"), 1)
-    streams.chunk(0, 5)[0].zero_()
-    assert streams.chunk(0, 5)[0][:, 0].tolist() == [0, 1, 2, 3, 4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of memory that it may not write
+        x, _ = streams.chunk(0, 5)
+    assert x[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert streams.window.untyped_storage().nbytes() == 100
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,7 @@ def test_ids_are_counted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MB = 10**6
-SIZE = 200 * MB
+SIZE = 120 * MB
 READER = """
 import json, sys
 from fusedlstm.charlm import corpus
@@ -135,7 +141,7 @@ def memory():
     return [int(line[1]) * 1024 for name in ("VmHWM:", "RssAnon:") for line in lines if line[0] == name]
 
 def read(file):
-    settings = Settings(files=(file,), vocab=sys.argv[1], val_fraction=0.5)
+    settings = Settings(files=(file,), vocab=sys.argv[1], val_fraction=0.1)
     text = corpus.load(settings)
     split = text.split(settings)
     counts = split.counts(len(text.vocab))
@@ -169,7 +175,7 @@ def test_memory_does_not_grow_with_the_text(
     assert n == SIZE - (len(end) - 5)
     assert symbols == ("\x00\x01\x02\x03z" if kind == "bytes" else "\x00azé€😀")
     assert last == ([1, 2, 3, 4, 4] if kind == "bytes" else [1, 3, 4, 5, 2])
-    assert counted == n - n // 2
+    assert counted == n - int(n * 0.1)
     assert n - 2 * 64 * 2 <= read < n
-    assert peak < 80 * MB
-    assert anonymous < 60 * MB
+    assert peak < 75 * MB
+    assert anonymous < 65 * MB

@@ -89,8 +89,9 @@ def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:
     (tmp_path / METRICS).mkdir()
     with pytest.raises(CharLMError, match=rf"cannot write to {tmp_path}: Is a directory"):
         watchers.metrics(1, {})
-    with pytest.raises(CharLMError, match=rf"cannot write to {tmp_path / METRICS}: "):
-        Watchers(Settings(), tmp_path / METRICS / ".." / METRICS)
+    (tmp_path / "file").touch()
+    with pytest.raises(CharLMError, match=rf"cannot write to {tmp_path}/file: File exists"):
+        Watchers(Settings(), tmp_path / "file")
 
 
 def test_all_are_closed_even_when_one_fails(tmp_path: Path) -> None:

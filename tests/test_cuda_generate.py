@@ -1,4 +1,4 @@
-"""The kernel that writes text, run by the shim on the CPU: against float64, however it is cut; planted faults."""
+"""The kernel that writes text, run by the shim on the CPU: against float64, and with planted faults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ORDERS = (0, 1, 2)  # in turns, in no order
 FAULT_ORDERS = 12
 NEAR = 1e-5  # of a border between two characters: there float32 may choose the other one
 FIRST = 2**33 + 5  # a position of more than 32 bits
-# The kernels of generate.cu and no others, with every fault of FAULTS behind a question which of them is planted.
+# The kernels of generate.cu and no others; each fault stands behind a question which of them is planted.
 TABLES = """
 extern "C" { int planted = 0; }
 #include "table.cuh"
@@ -126,7 +126,9 @@ def drawn(logits: np.ndarray, uniform: float, choice: Choice) -> tuple[int, floa
     q = np.zeros_like(p)
     q[left] = np.where(p[left] >= min_p, p[left], 0)
     ends = np.cumsum(q) / q.sum()
-    return int(np.searchsorted(ends, uniform, "right")), float(np.abs(ends[q > 0][:-1] - uniform).min(initial=1))
+    return int(np.searchsorted(ends, uniform, "right")), float(
+        np.abs(ends[q > 0][:-1] - uniform).min(initial=1)
+    )
 
 
 def written(
@@ -157,46 +159,47 @@ def begin(model: Model, B: int) -> States:
 F, D, ROUNDS = "generate.cuh", "draw.cuh", "struct Rounds"
 ACQUIRE, RELEASE = "load_acquire(flags + from) < round", "store_release(flags + slice, round);"
 DRAW, FILTER = "void draw(", "void filter("
-FAULTS = [
-    Fault("no barrier in give", "grid", F, (ROUNDS, "void give("), SYNC, ""),
-    Fault("no meeting before the flag", "grid", F, (ROUNDS,), "sync_some(1, 32);", ""),
-    Fault("no barrier behind the pieces", "grid", F, (ROUNDS, "load_16"), SYNC, ""),
-    Fault("no wait", "grid", F, (ROUNDS,), ACQUIRE, "false"),
-    Fault("no acquire", "grid", F, (ROUNDS,), ACQUIRE, "flags[from] < round"),
-    Fault("a flag of one less", "grid", F, (ROUNDS,), ACQUIRE, "load_acquire(flags + from) < round - 1"),
-    Fault("a flag of one more", "grid", F, (ROUNDS,), RELEASE, "store_release(flags + slice, round + 1);"),
-    Fault("no release", "grid", F, (ROUNDS,), RELEASE, "flags[slice] = round;"),
-    Fault("a block too few", "grid", F, (ROUNDS,), "from < slices", "from < slices - 1"),
-    Fault("one buffer of mail", "grid", F, (ROUNDS,), "round % 2", "0"),
-    Fault("no barrier in the sums", "grid", F, ("auto end",), SYNC, ""),
-    Fault("no barrier between the decoder's turns", "grid", F, ("stage[k *",), SYNC, ""),
-    Fault("no barrier before the first character", "grid", F, ("drawing.ids[thread] =",), SYNC, ""),
-    Fault("W_ih for W_hh", "grid", F, ("begin();",), "2 * l - 1", "2 * l"),
-    Fault("the layer's own h from below", "grid", F, ("begin();", "2 * l - 1"), "h_of(l - 1)", "h_of(l)"),
-    Fault("another quad of the decoder", "grid", F, ("auto draw_next",), "k * n.slices + from", "from * n.slices + k"),
-    Fault("one random number for all", "grid", F, ("auto draw_next",), "a.first + s", "a.first"),
-    Fault("one random number for all streams", "grid", D, ("counter[4] =",), "stream", "0"),
-    Fault("positions of 32 bits", "grid", D, (), "position >> 32", "0 * position"),
-    Fault("nine rounds of ten", "grid", D, (), "round < 10", "round < 9"),
-    Fault("the character of another stream", "grid", F, ("float* row",), "drawing.ids[lane]", "drawing.ids[0]"),
-    Fault("no barrier behind the largest", "grid", D, (DRAW,), SYNC, ""),
-    Fault("no barrier behind the softmax", "grid", D, (DRAW, "expf"), SYNC, ""),
-    Fault("no barrier behind the ranks", "grid", D, (FILTER,), SYNC, ""),
-    Fault("no barrier behind the filters", "grid", D, (FILTER, "choice.min_p"), SYNC, ""),
-    Fault("no barrier behind the parts", "grid", D, (DRAW, "+= at.left"), SYNC, ""),
-    Fault("a character published early", "grid", D, (DRAW, "at.ids[thread] = id;"), SYNC, ""),
-    Fault("the next character", "grid", D, (DRAW,), "id = v;", "id = v + 1;"),
-    Fault("the character before in the sum", "grid", D, (DRAW,), "before <= goal", "before + left[v] <= goal"),
-    Fault("a part too far", "grid", D, (DRAW,), "sum <= goal", "sum <= goal + parts[k]"),
-    Fault("the last of a part left out", "grid", D, (DRAW,), "v < (lane + 1) * part", "v < (lane + 1) * part - 1"),
-    Fault("times the temperature", "grid", D, (DRAW,), "(p - largest) / choice.temperature",
+PLANTED: list[tuple[str, str, tuple[str, ...], str, str]] = [
+    ("no barrier in give", F, (ROUNDS, "void give("), SYNC, ""),
+    ("no meeting before the flag", F, (ROUNDS,), "sync_some(1, 32);", ""),
+    ("no barrier behind the pieces", F, (ROUNDS, "load_16"), SYNC, ""),
+    ("no wait", F, (ROUNDS,), ACQUIRE, "false"),
+    ("no acquire", F, (ROUNDS,), ACQUIRE, "flags[from] < round"),
+    ("a flag of one less", F, (ROUNDS,), ACQUIRE, "load_acquire(flags + from) < round - 1"),
+    ("a flag of one more", F, (ROUNDS,), RELEASE, "store_release(flags + slice, round + 1);"),
+    ("no release", F, (ROUNDS,), RELEASE, "flags[slice] = round;"),
+    ("a block too few", F, (ROUNDS,), "from < slices", "from < slices - 1"),
+    ("one buffer of mail", F, (ROUNDS,), "round % 2", "0"),
+    ("no barrier in the sums", F, ("auto end",), SYNC, ""),
+    ("no barrier between the decoder's turns", F, ("stage[k *",), SYNC, ""),
+    ("no barrier before the first character", F, ("drawing.ids[thread] =",), SYNC, ""),
+    ("W_ih for W_hh", F, ("begin();",), "2 * l - 1", "2 * l"),
+    ("the layer's own h from below", F, ("begin();", "2 * l - 1"), "h_of(l - 1)", "h_of(l)"),
+    ("another quad of the decoder", F, ("auto draw_next",), "k * n.slices + from", "from * n.slices + k"),
+    ("one random number for all", F, ("auto draw_next",), "a.first + s", "a.first"),
+    ("one random number for all streams", D, ("counter[4] =",), "stream", "0"),
+    ("positions of 32 bits", D, (), "position >> 32", "0 * position"),
+    ("nine rounds of ten", D, (), "round < 10", "round < 9"),
+    ("another stream's character", F, ("float* row",), "drawing.ids[lane]", "drawing.ids[0]"),
+    ("no barrier behind the largest", D, (DRAW,), SYNC, ""),
+    ("no barrier behind the softmax", D, (DRAW, "expf"), SYNC, ""),
+    ("no barrier behind the ranks", D, (FILTER,), SYNC, ""),
+    ("no barrier behind the filters", D, (FILTER, "choice.min_p"), SYNC, ""),
+    ("no barrier behind the parts", D, (DRAW, "+= at.left"), SYNC, ""),
+    ("a character published early", D, (DRAW, "at.ids[thread] = id;"), SYNC, ""),
+    ("the next character", D, (DRAW,), "id = v;", "id = v + 1;"),
+    ("the character before", D, (DRAW,), "before <= goal", "before + left[v] <= goal"),
+    ("a part too far", D, (DRAW,), "sum <= goal", "sum <= goal + parts[k]"),
+    ("the last of a part left out", D, (DRAW,), "v < (lane + 1) * part", "v < (lane + 1) * part - 1"),
+    ("times the temperature", D, (DRAW,), "(p - largest) / choice.temperature",
           "(p - largest) * choice.temperature"),
-    Fault("equals the other way", "grid", D, (FILTER,), "other < v", "other > v"),
-    Fault("top_k of one less", "grid", D, (FILTER,), "rank <= last", "rank < last"),
-    Fault("top_p of all", "grid", D, (FILTER,), "choice.top_p < 1.0f", "false"),
-    Fault("no min_p", "grid", D, (FILTER,), "p >= choice.min_p", "p >= 0.0f"),
-    Fault("no room for the last weights", "grid", F, ("s.bytes =",), "n.kept * 4 * 32 * 16", "n.kept * 4 * 32 * 16 - 16"),
+    ("equals the other way", D, (FILTER,), "other < v", "other > v"),
+    ("top_k of one less", D, (FILTER,), "rank <= last", "rank < last"),
+    ("top_p of all", D, (FILTER,), "choice.top_p < 1.0f", "false"),
+    ("no min_p", D, (FILTER,), "p >= choice.min_p", "p >= 0.0f"),
+    ("no room for the last weights", F, ("s.bytes =",), "n.kept * 4 * 32 * 16", "n.kept * 4 * 32 * 16 - 16"),
 ]  # fmt: skip
+FAULTS = [Fault(name, "grid", *rest) for name, *rest in PLANTED]
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +230,7 @@ def writing(monkeypatch: pytest.MonkeyPatch, module: ModuleType) -> Iterator[Mod
 
 @pytest.fixture
 def cut(monkeypatch: pytest.MonkeyPatch, writing: ModuleType) -> Callable[..., None]:
-    """Has blocks of so many units serve, which keep so many steps of their weights, or as many as they can."""
+    """Has blocks of so many units serve, which keep at most so many steps of their weights."""
     every = writing.plans
 
     def so(units: int, kept: int = 1 << 20) -> None:
@@ -260,7 +263,9 @@ def assert_states(found: Any, truth: States, model: Model) -> None:
     """Within 16 roundings of float32 at each of the states' few steps."""
     for name, values in zip(("h", "c"), truth[:2], strict=True):
         error = np.abs(getattr(found, name).numpy() - values).max()
-        assert error < 16 * np.finfo(np.float32).eps * max(1, np.abs(values).max()), f"{name} is off by {error}"
+        assert error < 16 * np.finfo(np.float32).eps * max(1, np.abs(values).max()), (
+            f"{name} is off by {error}"
+        )
     np.testing.assert_array_equal(found.last.numpy(), truth[2])
 
 
@@ -277,12 +282,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    ("model", "B", "precision", "count", "choice"), CASES, ids=[f"{case[0]}-{case[1]}-{case[2]}" for case in CASES]
+    ("model", "B", "precision", "count", "choice"),
+    CASES,
+    ids=[f"{case[0]}-{case[1]}-{case[2]}" for case in CASES],
 )
 def test_it_writes_what_the_reference_writes(
     module: ModuleType, writing: ModuleType, model: Model, B: int, precision: str, count: int, choice: Choice
 ) -> None:
-    for seed in (0, 2**64 - 1):
+    for seed in (3, 2**64 - 3):
         states = begin(model, B)
         truth, after, nearest = written(model, precision, seed, states, count, FIRST, choice)
         assert nearest > NEAR, "take another seed: here rounding decides"
@@ -297,9 +304,9 @@ def test_it_writes_what_the_reference_writes(
 @pytest.mark.parametrize("twins", [False, True])
 def test_every_choice(writing: ModuleType, choice: Choice, twins: bool) -> None:
     model, states = Model(1, 8, 38, twins), begin(Model(1, 8, 38), 8)
-    truth, _, nearest = written(model, "float32", 3, states, 6, 0, choice)
+    truth, _, nearest = written(model, "float32", 4, states, 6, 0, choice)
     assert nearest > NEAR, "take another seed: here rounding decides"
-    found = writer(writing, model, "float32", 3, states).generate(6, 0, *choice)
+    found = writer(writing, model, "float32", 4, states).generate(6, 0, *choice)
     np.testing.assert_array_equal(found.numpy(), truth)
 
 
@@ -319,11 +326,13 @@ def test_however_the_units_are_cut_and_the_weights_kept_the_bits_are_the_same(
 ) -> None:
     model = Model(2, 132 if precision == "float32" else 260, 70)
     states, found = begin(model, 1), []
-    for units, kept in itertools.product((8, 12, 16), (0, 1, 3, 1 << 20)):
+    for units, kept in ((8, 0), (12, 1), (16, 3), (8, 1 << 20), (16, 1 << 20)):
         cut(units, kept)
         made = writer(writing, model, precision, 1, states)
         found.append((made, made.generate(2, 0, *ALL)))
-    assert {made._plan.kept for made, _ in found} > {0, 1, 3} and len({made._plan.slices for made, _ in found}) == 3
+    assert {made._plan.kept for made, _ in found} > {0, 1, 3} and len(
+        {made._plan.slices for made, _ in found}
+    ) == 3
     for made, ids in found[1:]:
         assert torch.equal(ids, found[0][1]) and same_bits(made, found[0][0])
 
@@ -353,8 +362,8 @@ def test_memory_is_kept_within_its_bounds(
     monkeypatch.setattr(made, "_mail", lambda: mail)
     assert torch.equal(made.generate(4, 0, *ALL), plain.generate(4, 0, *ALL)) and same_bits(made, plain)
     assert mail[1].unique().tolist() == [4 * (model.L + 1)]  # each block gave in all rounds
-    made.last = cuda_on_cpu.guarded(module.shim, made.last[:-1])
-    with pytest.raises(RuntimeError, match=r"the CUDA kernel that writes text: block .* byte \d+ of a buffer"):
+    made.h = cuda_on_cpu.guarded(module.shim, made.h.flatten()[:-4])
+    with pytest.raises(RuntimeError, match=r"that writes text: block .* byte \d+ of a buffer"):
         made.generate(1, 0, *ALL)
 
 
@@ -378,12 +387,14 @@ def test_it_says_why_not(writing: ModuleType) -> None:
     device = torch.device("cpu")
     assert writing.supports(writing.Sizes(2, 512, 65, 1), "float32", device) is None
     assert "H=9000" in str(writing.supports(writing.Sizes(2, 9000, 65, 1), "float32", device))
-    assert "V=99999 with B=8 does not fit" in str(writing.supports(writing.Sizes(2, 64, 99999, 8), "float32", device))
+    assert "V=99999 with B=8 does not fit" in str(
+        writing.supports(writing.Sizes(2, 64, 99999, 8), "float32", device)
+    )
     made = writing.generator(small, 1, "float32", 0)
     with pytest.raises(ValueError, match=r"count must be at most 2147483647, got 2147483648"):
         made.generate(2**31, 0, *ALL)
     made._plan = dataclasses.replace(made._plan, units=6)
-    with pytest.raises(RuntimeError, match="the CUDA kernel that writes text: the plan does not fit the kernel"):
+    with pytest.raises(RuntimeError, match="kernel that writes text: the plan does not fit the kernel"):
         made.generate(1, 0, *ALL)
 
 
@@ -394,9 +405,7 @@ SIZES = [(1, 64, 65), (2, 512, 65), (2, 512, 256), (3, 512, 96), (2, 768, 256), 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_plans_stay_on_the_card(writing: ModuleType, module: ModuleType, name: str) -> None:
-    from fusedlstm.backends.cuda.plans import Card
-
-    card = Card(*CARDS[name])
+    card = writing.Card(*CARDS[name])
     for (L, H, V), B, precision in itertools.product(SIZES, (1, 2, 8), writing.DTYPES):
         sizes = writing.Sizes(L, H, V, B)
         plans = writing.plans(sizes, precision, card, writing._kernels(), module.generate_shared_bytes)
@@ -404,13 +413,13 @@ def test_plans_stay_on_the_card(writing: ModuleType, module: ModuleType, name: s
         times = [plan.terms.character_us for plan in plans]
         assert times == sorted(times) and all(time > 0 for time in times)
         for plan in plans:
-            assert plan.kernel.precision == precision and B <= plan.kernel.streams
+            assert plan.kernel.precision == precision and plan.kernel.streams >= B
             assert plan.slices <= card.multiprocessors and H <= plan.slices * plan.units < H + plan.units
             assert plan.units % 4 == 0 and plan.units * 32 <= plan.kernel.threads
             assert module.generate_shared_bytes(plan.kernel.number, plan.told(sizes)) == plan.shared_bytes
             assert plan.shared_bytes <= card.shared_bytes
-            matrices = 2 * L - 1 + plan.turns
-            assert plan.kept == matrices * plan.steps or plan.shared_bytes + plan.units * 2048 > card.shared_bytes
+            full = plan.shared_bytes + plan.units * 2048 > card.shared_bytes
+            assert full or plan.kept == (2 * L - 1 + plan.turns) * plan.steps
 
 
 def test_what_fits_is_predicted_to_be_faster_than_what_does_not(writing: ModuleType) -> None:
@@ -437,7 +446,8 @@ def test_philox_is_the_published_one() -> None:
 # Two turns of the decoder, a part of the softmax of two characters, padding streams, equals, all filters.
 FAULT_MODEL, FAULT_SEED = Model(2, 12, 52, twins=True), 1
 FAULT_CALLS: list[tuple[int, Choice]] = [
-    (2, (0.8, 7, 0.8, 0.1)), (1, (1.0, 0, 0.3, 0.0)), (1, (1.0, 0, 1.0, 0.5)), (1, (0.0, 1, 1.0, 0.0)), (2, ALL),
+    (2, (0.8, 7, 0.8, 0.1)), (1, (1.0, 0, 0.3, 0.0)),
+    (1, (1.0, 0, 1.0, 0.5)), (1, (0.0, 1, 1.0, 0.0)), (2, ALL),
 ]  # fmt: skip
 
 

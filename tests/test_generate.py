@@ -1,4 +1,4 @@
-"""The generator against NumPy: the same draws from the same chances, whatever the engine, pieces and threads."""
+"""The generator against NumPy: the same draws from the same chances, on any engine, in any pieces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEAR = {"float32": 1e-5, "bfloat16": 1e-5, "int8": 1e-3}
 
 @dataclass
 class Net:
-    """Random weights of L layers of width H over V characters, with an embedding of width E unless it is 0."""
+    """Random weights of L layers of width H over V characters, with an embedding of width E unless 0."""
 
     L: int
     H: int
@@ -241,7 +241,9 @@ def test_every_filter(logits: Tensor, temperature: float) -> None:
     generator.read(torch.zeros(1, 1, dtype=torch.int64))
     for filters in FILTERS:
         generator.position = 0
-        expected = [drawn(logits.double().numpy(), chance(5, 0, t), temperature, **filters) for t in range(count)]
+        expected = [
+            drawn(logits.double().numpy(), chance(5, 0, t), temperature, **filters) for t in range(count)
+        ]
         found = generator.generate(count, temperature, **filters).flatten().tolist()
         wrong = [t for t, (id, apart) in enumerate(expected) if apart > 1e-12 and found[t] != id]
         assert not wrong, f"{filters}: draws {wrong}"
@@ -317,7 +319,9 @@ def test_the_state_is_the_modules() -> None:
 
 
 @pytest.mark.parametrize("net", [Net(2, 33, 11, B=3), Net(3, 8, 9, B=2, E=4, bias=False)], ids=str)
-def test_a_backend_that_only_writes_reads_through_the_layers(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_only_writes_reads_through_the_layers(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = torch.randint(net.V, (9, net.B))
     found = []
     for _ in range(2):
@@ -327,6 +331,29 @@ def test_a_backend_that_only_writes_reads_through_the_layers(net: Net, monkeypat
         monkeypatch.delattr(cpu._Writer, "read", raising=False)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_int8_sums_stay_within_32_bits() -> None:
+    H = 600
+    net = Net(1, H, 7)
+    net.weights[0][1].fill_(1.0)  # the largest of a row is 127: all of them
+    generator = net.generator(precision="int8")
+    generator.state = torch.ones(1, 1, H), torch.ones(1, 1, H)
+    generator.read(net.start()[:2])
+    h, c = generator.state  # the gates are open: their sums are about 600
+    torch.testing.assert_close(c, torch.full_like(c, 2.0))
+    torch.testing.assert_close(h, torch.full_like(h, 2.0).tanh())
+
+
+def test_int8_takes_h_within_its_bounds() -> None:
+    net = Net(1, 33, 7)
+    states = []
+    for h in (1.0, 1.5):
+        generator = net.generator(precision="int8")
+        generator.state = torch.full((1, 1, 33), -h), torch.zeros(1, 1, 33)
+        generator.read(net.start()[:2])
+        states.append(generator.state)
+    assert all(map(torch.equal, *states))
 
 
 def test_inference_mode_ends_and_the_text_goes_on() -> None:
@@ -392,7 +419,11 @@ def without(net: Net, **changed: Any) -> Net:
         (lambda net: net.generator(precision="int4"), ValueError, "precision must be one of .*got 'int4'"),
         (lambda net: net.generator(backend="abacus"), ValueError, "backend must be one of .*got 'abacus'"),
         (lambda net: net.generator(backend="eager"), ValueError, "backend='eager' does not write"),
-        (lambda net: net.generator(embedding=torch.ones(7, 3)), RuntimeError, r"w_ih of layer 0 .*4\*H, E\].*"),
+        (
+            lambda net: net.generator(embedding=torch.ones(7, 3)),
+            RuntimeError,
+            r"w_ih of layer 0 .*4\*H, E\].*",
+        ),
         (lambda net: without(net, weights=[]).generator(), RuntimeError, "weights must be 2, or 4"),
         (
             lambda net: without(net, weights=[net.weights[0][:3]]).generator(),
@@ -446,8 +477,16 @@ def test_what_cannot_be_packed_is_refused(make: Any, error: type[Exception], mes
         (lambda g: g.read(torch.zeros(3, 2)), RuntimeError, r"ids must be torch\.int64 on cpu"),
         (lambda g: g.score(torch.full((3, 2), 7)), IndexError, "0 <= id < V = 7, got 7"),
         (lambda g: setattr(g, "last", torch.tensor([0, -1])), IndexError, "got -1"),
-        (lambda g: setattr(g, "state", (torch.zeros(1, 2, 5), torch.zeros(1, 2, 4))), RuntimeError, "c must be"),
-        (lambda g: setattr(g, "state", (torch.full((1, 2, 5), torch.nan),) * 2), ValueError, "h must be finite"),
+        (
+            lambda g: setattr(g, "state", (torch.zeros(1, 2, 5), torch.zeros(1, 2, 4))),
+            RuntimeError,
+            "c must be",
+        ),
+        (
+            lambda g: setattr(g, "state", (torch.full((1, 2, 5), torch.nan),) * 2),
+            ValueError,
+            "h must be finite",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(call: Any, error: type[Exception], message: str) -> None:

@@ -14,6 +14,7 @@ import torch
 import fusedlstm
 from cases import CASES, Case, assert_close, ours
 from fusedlstm.backends import why_not
+from fusedlstm.generate import Generator
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,6 +67,25 @@ def test_a_cuda_graph_captures_the_layer(backend: str) -> None:
     y.zero_()
     graph.replay()
     assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize(
+    ("H", "L", "V", "B"), [(512, 2, 65, 1), (128, 3, 96, 4), (700, 3, 101, 1), (33, 1, 7, 8)]
+)
+def test_a_text_is_the_one_that_the_cpu_writes(H: int, L: int, V: int, B: int) -> None:
+    if why := fusedlstm.backends()["cuda"]:
+        pytest.skip(why)
+    torch.manual_seed(0)
+    lstm, decoder = torch.nn.LSTM(V, H, L), torch.nn.Linear(H, V)
+    with torch.no_grad():
+        decoder.weight.mul_(20)  # wide logits: few ties for rounding to break
+    texts = {}
+    for device in ("cpu", "cuda"):
+        lstm.to(device), decoder.to(device)
+        writer = Generator(lstm.all_weights, decoder.weight, decoder.bias, B, seed=3)
+        writer.read(torch.arange(5 * B, device=device).view(5, B) % V)
+        texts[device] = torch.cat([writer.generate(n, 0.8, top_k=5).cpu() for n in (1, 99)])
+    assert (texts["cpu"] == texts["cuda"]).float().mean() > 0.9
 
 
 @pytest.fixture

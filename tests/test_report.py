@@ -70,7 +70,8 @@ def synthetic() -> Record:
             "2x512, 1 stream": {
                 "H": 512, "L": 2, "V": 65, "B": 1, "ratio": 2.0,
                 "ms": {"ours": times(1.0), "torch": times(2.0)},
-                "chars_per_s": {"ours": 50_000.0, "torch": 25_000.0},
+                "chars_per_s": {"ours": 50_000.0, "torch": 25_000.0, "generate int8": 90_000.0},
+                "ratios": {"generate int8": 3.6},
             }
         },
         "micro": {"cluster barrier": {"us": 0.123, "blocks": 16, "note": "words"}},
@@ -101,7 +102,7 @@ def test_a_gpu_record_has_all_its_parts(synthetic: Record) -> None:
     assert "- Haste: is not installed (2x512, lost)" in page
     assert page.count("| wrong result: no time |") == 1 and page.count("| not measured |") == 1
     assert "- fusedlstm: too wide (refused)" in page
-    assert "| 512 | 2 | 65 | 1 | 50,000 | 25,000 | - | - | 2.00 |" in page
+    assert "| 512 | 2 | 65 | 1 | - | - | 90,000 | 50,000 | 25,000 | - | - | - | - | 3.60 | 2.00 |" in page
     assert "| cluster barrier | us 0.123, blocks 16 |" in page
     assert "- tests: 7 passed, 1 failed\n- compute-sanitizer racecheck: clean\n" in page
     assert "![time and memory against each size](s.png)" in page and "(g.png)" in page
@@ -225,7 +226,8 @@ def test_scaling_has_a_panel_for_each_axis_and_one_for_memory(synthetic: Record)
     more = {axis: synthetic["scaling"]["T"] | {"axis": axis} for axis in ("B", "H", "L")}
     five = plots.scaling(synthetic | {"scaling": synthetic["scaling"] | more})  # on two lines of three
     assert five is not None
-    assert [bool(ax.get_lines()) for ax in five.axes] == [ax.axison for ax in five.axes] == [*[True] * 5, False]
+    shown = [bool(ax.get_lines()) for ax in five.axes]
+    assert shown == [ax.axison for ax in five.axes] == [*[True] * 5, False]
     assert plots.scaling({"machine": synthetic["machine"], "scaling": {"B": none}}) is None
     assert plots.scaling({"machine": synthetic["machine"]}) is None
 

@@ -10,7 +10,7 @@ struct Engine {
   bool (*available)();
   void (*forward)(DType, const LayerForward&, int threads);
   void (*backward)(DType, const LayerBackward&, int threads);
-  Generator* (*generator)(Precision, const Stack&);  // packs the weights; the caller deletes it
+  Generator* (*generator)(Precision, const Stack&);    // packs the weights; the caller deletes it
   double (*peak)(DType, int threads, double seconds);  // FLOP/s of the micro-kernel on data in L1
 };
 

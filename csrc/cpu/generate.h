@@ -36,10 +36,19 @@ struct WideBF16 {
 struct Int8 {
   using Elem = int8_t;
   using Acc = int32_t;
-  using Unit = uint16_t;
-  using LeftUnit = uint32_t;
-  static constexpr int kPair = 2;
+  using Unit = uint32_t;
+  struct LeftUnit {
+    uint32_t first, second;  // pairs of int16
+  };
+  static constexpr int kPair = 4;
 };
+
+// Where in its unit an element of the right operand lies: the even bytes of int8 are its first two.
+template <class E>
+constexpr int place_in_unit(int i) {
+  if constexpr (std::is_same_v<E, Int8>) return i == 1 ? 2 : i == 2 ? 1 : i;
+  return i;
+}
 
 // What h is multiplied as.
 template <class E>
@@ -62,8 +71,6 @@ struct Dot<WideBF16> {
   }
 };
 
-typedef int8_t HalfBytes __attribute__((vector_size(kVectorBytes / 2)));
-
 // Pairs of int16 side by side, multiplied and added.
 FUSEDLSTM_ALWAYS_INLINE Vector<int32_t> multiply_pairs(Vector<int16_t> a, Vector<int16_t> b) {
 #if defined(__AVX512BW__)
@@ -80,15 +87,22 @@ FUSEDLSTM_ALWAYS_INLINE Vector<int32_t> multiply_pairs(Vector<int16_t> a, Vector
 
 template <>
 struct Dot<Int8> {
-  using B = Vector<int16_t>;
-  using A = Vector<int16_t>;
-  static FUSEDLSTM_ALWAYS_INLINE B read_b(const uint16_t* p) {
-    return __builtin_convertvector(load<HalfBytes>(p), Vector<int16_t>);
+  struct B {
+    Vector<int16_t> first, second;
+  };
+  using A = B;
+  static FUSEDLSTM_ALWAYS_INLINE B read_b(const uint32_t* p) {
+    const auto bytes = load<Vector<int16_t>>(p);
+    return {bytes << 8 >> 8, bytes >> 8};
   }
-  static FUSEDLSTM_ALWAYS_INLINE A read_a(const uint32_t* p) {
-    return bit_cast<Vector<int16_t>>(splat<Vector<uint32_t>>(*p));
+  static FUSEDLSTM_ALWAYS_INLINE A read_a(const Int8::LeftUnit* p) {
+    return {bit_cast<Vector<int16_t>>(splat<Vector<uint32_t>>(load<uint32_t>(&p->first))),
+            bit_cast<Vector<int16_t>>(splat<Vector<uint32_t>>(load<uint32_t>(&p->second)))};
   }
-  static FUSEDLSTM_ALWAYS_INLINE void step(Vector<int32_t>& acc, A a, B b) { acc += multiply_pairs(a, b); }
+  static FUSEDLSTM_ALWAYS_INLINE void step(Vector<int32_t>& acc, const A& a, const B& b) {
+    acc += multiply_pairs(a.first, b.first);
+    acc += multiply_pairs(a.second, b.second);
+  }
 };
 
 // ---------------------------------------------------------------- the packed weights
@@ -175,7 +189,7 @@ class Packed final : public Generator {
       for (int64_t k = 0; k < units; ++k) {
         Elem unit[E::kPair] = {};
         for (int i = 0; i < E::kPair; ++i)
-          if (row >= 0 && k * E::kPair + i < H) unit[i] = matrix[row * H + k * E::kPair + i];
+          if (row >= 0 && k * E::kPair + i < H) unit[place_in_unit<E>(i)] = matrix[row * H + k * E::kPair + i];
         panel[k * kPanel<E> + j] = load<Unit>(unit);
       }
     }
@@ -353,9 +367,7 @@ class Generate {
     }
   }
 
-  static V scaled(Vector<Acc> product, V scales) {
-    return __builtin_convertvector(product, V) * scales;
-  }
+  static V scaled(Vector<Acc> product, V scales) { return __builtin_convertvector(product, V) * scales; }
 
   // Sums of a block of the group from one source: [B, 4 gates of a block].
   Acc* tile_of(Acc* tile, int64_t block, int source) const { return tile + (block * 2 + source) * tile_size_; }

@@ -140,7 +140,8 @@ PYBIND11_MODULE(FUSEDLSTM_CUDA_MODULE, m) {
       "generate_kernels",
       [] {
         py::list all;
-        for (const GenerateKernel& k : generate_kernels()) all.append(py::make_tuple(k.precision, k.streams, k.threads));
+        for (const GenerateKernel& k : generate_kernels())
+          all.append(py::make_tuple(k.precision, k.streams, k.threads));
         return all;
       },
       "(precision, streams, threads) of each, by number.");

@@ -18,7 +18,7 @@ bool add() {
   return true;
 }
 
-[[maybe_unused]] const bool added = add<1, 512, Fp32, Bf16>() && add<4, 512, Fp32, Bf16>() && add<8, 512, Fp32, Bf16>();
+[[maybe_unused]] const bool added = add<1, 512, Fp32, Bf16>() && add<4, 384, Fp32, Bf16>() && add<8, 384, Fp32, Bf16>();
 
 }  // namespace
 }  // namespace fusedlstm::gpu

@@ -4,8 +4,8 @@
 //   logits = h_{L-1} W_dec^T + b_dec       id: draw.cuh
 //
 // A block keeps the weights of its quads (generate.h) in shared memory as far as they go; the rest is read from L2. The
-// lanes of a warp cut K among them, and one lane for each stream adds up their sums and has the cell. Blocks meet once a
-// layer and once for the logits. A layer multiplies its own h before it waits for what the layer below, or the draw,
+// lanes of a warp cut K among them, and one lane for each stream adds up their sums and has the cell. Blocks meet once
+// a layer and once for the logits. A layer multiplies its own h before it waits for what the layer below, or the draw,
 // makes of this character: most of the products are made while the others' h is on its way. Sums, c, h and logits are
 // float32; only weights may be bfloat16.
 //
@@ -34,14 +34,14 @@ FUSEDLSTM_INLINE int piece_quads(const GenerateSizes& n) {
 
 // Where things lie in a block's shared memory, in bytes from its beginning.
 struct GenerateShared {
-  int h, width;     // float [L, STREAMS, width]: h of all units, zeros beyond them
-  int c;            // float [L, units, STREAMS]: its number of the layer is no constant, which registers want
-  int sums;         // float4 [units, STREAMS, LANES]
-  int stage;        // float4 [piece_quads, STREAMS]
-  int p, left;      // float [STREAMS, 4 * quads_of] each
-  int parts;        // float [STREAMS, 32]
+  int h, width;      // float [L, STREAMS, width]: h of all units, zeros beyond them
+  int c;             // float [L, units, STREAMS]: its number of the layer is no constant, which registers want
+  int sums;          // float4 [units, STREAMS, LANES]
+  int stage;         // float4 [piece_quads, STREAMS]
+  int p, left;       // float [STREAMS, 4 * quads_of] each
+  int parts;         // float [STREAMS, 32]
   int uniform, ids;  // [STREAMS] each
-  int weights;      // uint4 [units, kept, 4, 32]
+  int weights;       // uint4 [units, kept, 4, 32]
   int bytes;
 };
 
@@ -61,8 +61,8 @@ FUSEDLSTM_INLINE GenerateShared generate_shared(const GenerateSizes& n, int stre
   return s;
 }
 
-// In a round each block gives a piece to all, and goes on when it has the pieces of all. What may be overwritten when: a
-// block gives its piece of round r + 1 only when it has all of round r, which others gave when they had all of round
+// In a round each block gives a piece to all, and goes on when it has the pieces of all. What may be overwritten when:
+// a block gives its piece of round r + 1 only when it has all of round r, which others gave when they had all of round
 // r - 1. So two buffers are enough, and one stage: it is written after a meeting behind its last reading.
 template <int STREAMS>
 struct Rounds {
@@ -151,8 +151,8 @@ lstm_generate_kernel(GenerateArgs a) {
                            reinterpret_cast<float*>(shared + at.parts),
                            reinterpret_cast<float*>(shared + at.uniform),
                            reinterpret_cast<int*>(shared + at.ids)};
-  const Rounds<STREAMS> rounds = {static_cast<uint4*>(a.mail), a.flags, reinterpret_cast<uint4*>(stage),
-                                  n.slices, slice, piece_quads(n) * STREAMS};
+  const Rounds<STREAMS> rounds = {
+      static_cast<uint4*>(a.mail), a.flags, reinterpret_cast<uint4*>(stage), n.slices, slice, piece_quads(n) * STREAMS};
 
   // What stays. A lane reads no weights but its own, so no meeting is needed for them.
   const uint4* far = static_cast<const uint4*>(a.weights) + (int64_t(slice) * n.units + warp) * all_steps * 128 + lane;
@@ -184,8 +184,7 @@ lstm_generate_kernel(GenerateArgs a) {
   // The four rows' sums of all lanes, for stream `lane`.
   auto end = [&] {
 #pragma unroll
-    for (int b = 0; b < STREAMS; ++b)
-      sums[b * LANES + lane] = make_float4(sum[b][0], sum[b][1], sum[b][2], sum[b][3]);
+    for (int b = 0; b < STREAMS; ++b) sums[b * LANES + lane] = make_float4(sum[b][0], sum[b][1], sum[b][2], sum[b][3]);
     sync_threads();
     float4 all = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     if (lane < STREAMS)

@@ -1,8 +1,8 @@
 // What the kernel that writes text is told. Words as in ../recurrence.h; L layers, V characters of the vocabulary.
 //
-// Hidden units are cut into slices of `units`: block `slice` owns its units of every layer, a warp for each. The rows of
-// a unit's four gates are a quad, and so are four rows of the decoder: quad q of these is computed by block q % slices.
-// Padding units, rows and streams compute zeros, or what nobody reads.
+// Hidden units are cut into slices of `units`: block `slice` owns its units of every layer, a warp for each. The rows
+// of a unit's four gates are a quad, and so are four rows of the decoder: quad q of these is computed by block q %
+// slices. Padding units, rows and streams compute zeros, or what nobody reads.
 #pragma once
 #include <cstdint>
 

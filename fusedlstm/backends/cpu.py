@@ -171,7 +171,7 @@ def generator(stack: Stack, B: int, precision: str, seed: int) -> _Writer:
 
 
 class _Writer:
-    """B streams on the engine: h and c [L, B, H], float32, and the characters that are to be read next [B]."""
+    """B streams on the engine: h and c [L, B, H], and the last characters, which they do not know yet [B]."""
 
     def __init__(self, stack: Stack, B: int, precision: str, seed: int) -> None:
         L, V, H = stack.sizes
@@ -200,7 +200,11 @@ class _Writer:
         return nats
 
     def _run(
-        self, ids: Tensor, position: int, choice: tuple[int, float, int, float, float] | None, nats: Tensor | None
+        self,
+        ids: Tensor,
+        position: int,
+        choice: tuple[int, float, int, float, float] | None,
+        nats: Tensor | None,
     ) -> None:
         self._native.run(
             torch.get_num_threads(), len(self.last), len(ids), position, choice,

@@ -46,7 +46,8 @@ DAMAGE = (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError,
 class Checkpoint:
     """A run between two steps: the record (plain values) and the tensors.
 
-    The tensors are named model.*, ema.* (the average of the weights, if there is one), optimizer.*, state.* ...
+    The tensors are named model.*, ema.* (the average of the weights, if there is one), optimizer.*, state.*
+    and the like.
     """
 
     settings: Settings
@@ -186,12 +187,16 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
     weights = {n: t for n, t in tensors.items() if n.startswith(WEIGHTS)}
     rest = {n: t for n, t in tensors.items() if n not in weights}
     files = {MODEL: safetensors.torch.save(weights), TRAIN: safetensors.torch.save(rest)}
-    record = {"format": FORMAT} | vars(checkpoint) | {
-        "settings": asdict(checkpoint.settings),
-        "vocab": checkpoint.vocab.record(),
-        "val": checkpoint.val,
-        "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-    }
+    record = (
+        {"format": FORMAT}
+        | vars(checkpoint)
+        | {
+            "settings": asdict(checkpoint.settings),
+            "vocab": checkpoint.vocab.record(),
+            "val": checkpoint.val,
+            "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        }
+    )
     del record["tensors"]
     record["sha256"][RECORD] = _digest(record)
     return files | {RECORD: json.dumps(record, indent=1).encode()}
@@ -204,7 +209,8 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 def _read(folder: Path) -> Checkpoint:
-    record, tensors = _record(folder), {}
+    record = _record(folder)
+    tensors: dict[str, Tensor] = {}
     for name in (MODEL, TRAIN):
         data = (folder / name).read_bytes()
         if hashlib.sha256(data).hexdigest() != record["sha256"][name]:
@@ -280,7 +286,7 @@ def _instead(damaged: Path) -> str:
 
 
 def _prune(run: str | Path, step: int) -> None:
-    """Removes the checkpoints after a step, and those up to it that are neither of the newest nor the best."""
+    """Removes the checkpoints after a step, and those up to it but the newest and the best."""
     found = steps(run)
     before = {s: folder for s, folder in found.items() if s <= step}
     kept = {*list(before.values())[-NEWEST:], _best(before)}

@@ -144,10 +144,9 @@ def count(text: Text, kind: Kind) -> Counted:
     for codes in _codes(text, kind, digest.update):
         of_block = np.bincount(codes)
         found[: len(of_block)] += of_block
-    if found.sum() < 2:
-        raise CharLMError(
-            f"the text {text.name!r} must have at least 2 {kind} to learn from, got {found.sum()}"
-        )
+    n = found.sum()
+    if n < 2:
+        raise CharLMError(f"the text {text.name!r} must have at least 2 {kind} to learn from, got {n}")
     occurring = np.flatnonzero(found)
     if len(occurring) > LARGEST:
         expected = f"at most {LARGEST:,} different ones"
@@ -214,7 +213,7 @@ def _numbered(text: Text, counted: Counted) -> Iterator[np.ndarray]:
     """The ids of a text, block after block."""
     digest = hashlib.sha256()
     for codes in _codes(text, counted.vocab.kind, digest.update):
-        yield counted.vocab.table[codes]
+        yield counted.vocab.table.take(codes)  # twice as fast as table[codes]
     if digest.hexdigest() != counted.sha256:
         raise CharLMError(f"the text {text.name!r} has changed while it was read: start again")
 

@@ -17,7 +17,7 @@ Metrics = Sequence[dict[str, Any]]
 INK, FAINT = "#22272e", "#6b7280"
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 LOSSES = {"train": ("training", "#56b4e9", 1.0), "val": ("validation", "#d55e00", 2.0)}  # and the width
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
     "font.size": 9,
     "axes.titlesize": 10,
@@ -91,12 +91,19 @@ def _plot(axes: Axes, lines: Metrics) -> None:
         settled += [v for step, v in zip(steps, values, strict=True) if step >= START * last_step] or values
         ends.append((values[-1], f"{words} {values[-1]:.3f}", colour))
         best = min(range(len(values)), key=values.__getitem__)
+        side = (
+            "left"
+            if steps[best] < 0.1 * last_step
+            else "right"
+            if steps[best] > 0.9 * last_step
+            else "center"
+        )
         if name == "val" and best < len(values) - 1:
             at = steps[best], values[best]
             words = f"best {values[best]:.3f}\nat step {steps[best]:,}"
             style = {"arrowstyle": "-", "color": colour, "linewidth": 0.8}
             axes.annotate(
-                words, at, (0, -26), textcoords="offset points", ha="center", va="top", arrowprops=style
+                words, at, (0, -26), textcoords="offset points", ha=side, va="top", arrowprops=style
             )
     low, high = min(settled), max(settled)
     margin = 0.08 * (high - low) or 0.1

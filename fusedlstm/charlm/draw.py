@@ -1,4 +1,4 @@
-"""The draw of the next character: logits to probabilities, by temperature and filters, and one of them taken."""
+"""The draw of the next character: from logits to probabilities, by temperature and filters, to one id."""
 
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ def probabilities(logits: Tensor, temperature: float, filters: Filters = ALL) ->
     p = ((logits - logits.amax(1, keepdim=True)) / temperature).softmax(1)
     if filters == ALL:
         return p
-    ranked, ids = p.sort(1, descending=True, stable=True)
+    ranked, ids = p.sort(dim=1, descending=True, stable=True)
     if filters.top_k:
         ranked[:, filters.top_k :] = 0
     if filters.top_p < 1:

@@ -103,9 +103,9 @@ def dynamic(
             n += y.numel()
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
-                    parameter -= rate * gradients[name] / (sizes[name] + EPSILON * mean)
+                    parameter.sub_(rate * gradients[name] / (sizes[name] + EPSILON * mean))
                     back = (decay * sizes[name] / mean).clamp(max=1)
-                    parameter += back * (trained[name] - parameter)
+                    parameter.add_(back * (trained[name] - parameter))
     return total / n
 
 

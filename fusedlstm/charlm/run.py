@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import asdict
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class Run:
         self.state: State | None = None
         self.step = 0
         self.rate_scale = 1.0  # halved by each rollback
-        self.losses: list[float] = []  # since the last validation
+        self.losses: list[float] = []  # since figures were last asked for
         self.metrics: list[dict[str, float]] = []
         self.seconds = self.step_seconds = 0.0
         self.started = time.perf_counter()
@@ -77,7 +78,7 @@ class Run:
     @property
     def writer(self) -> CharLM:
         """The model that validates and writes: the average of the weights where there is one."""
-        return self.average.module if self.average else self.model
+        return cast(CharLM, self.average.module) if self.average else self.model
 
     def describe(self) -> str:
         """The run in one line."""
@@ -123,13 +124,14 @@ class Run:
         return loss
 
     def figures(self) -> dict[str, float]:
-        """Where the training stands, and its mean loss in nats since the last validation."""
+        """Where the training stands, and its mean loss in nats since this was last asked for."""
+        losses, self.losses = self.losses, []
         return {
             "step": self.step,
             "epoch": self.epochs,
             "seconds": self.seconds,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "train": sum(self.losses) / len(self.losses),
+            "train": sum(losses) / len(losses),
         }
 
     def validate(self, whole: bool) -> None:
@@ -144,7 +146,6 @@ class Run:
             steps = None if whole else math.ceil(VAL_CHARS / self.settings.batch_size)
             metrics["val"] = evaluate(self.writer, self.val_streams, T, self.dtype, steps)
         self.metrics.append(metrics)
-        self.losses = []
 
     def sample(self) -> str:
         """What the model writes by now; leaves the random state of the training alone."""

@@ -204,7 +204,11 @@ def chunks(
         n, left = 1, math.inf if length is None else length
         while left > 0:
             n = int(min(n, left))
-            yield writer.generate(n, temperature, **vars(filters)) if writer else torch.cat(list(islice(rows, n)))
+            yield (
+                writer.generate(n, temperature, **vars(filters))
+                if writer
+                else torch.cat(list(islice(rows, n)))
+            )
             n, left = min(2 * n, AT_ONCE), left - n
 
     return parts()
@@ -227,8 +231,9 @@ def generator_of(model: Model, B: int, seed: int | None, precision: Precision) -
         if decoder.weight.device.type == "cpu":
             from fusedlstm.generate import Generator
 
-            embedding = decoder.weight if model.tied else model.embedding and model.embedding.weight
-            weights = model.lstm.all_weights
+            weights, embedding = model.lstm.all_weights, decoder.weight if model.tied else None
+            if model.embedding is not None:
+                embedding = model.embedding.weight
             return Generator(weights, decoder.weight, decoder.bias, B, precision, seed, embedding=embedding)
     if precision != "float32":
         raise CharLMError(f"--precision must be float32 but for LSTM layers on a CPU, got {precision}")

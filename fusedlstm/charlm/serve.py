@@ -7,6 +7,7 @@ import json
 import re
 import reprlib
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fusedlstm.charlm import draw, settings
 from fusedlstm.charlm.draw import ALL, Filters, probabilities
-from fusedlstm.charlm.model import CharLM
+from fusedlstm.charlm.model import CharLM, parameters_of
 from fusedlstm.charlm.sample import read, start, write
 from fusedlstm.charlm.settings import CharLMError, Rule
 from fusedlstm.charlm.vocab import Vocab
@@ -53,9 +54,10 @@ class Limits:
 def app(model: CharLM, vocab: Vocab, limits: Limits | None = None) -> Starlette:
     """The server of one model, in eval mode.
 
-    GET / is the page, /model tells of the model, /healthz that it is there. POST /generate takes a JSON object
-    (prime, length, temperature, top_k, top_p, min_p, seed: all may be left out) and streams text; POST /next
-    takes one (prime, temperature, top_k, top_p, min_p) and tells the likeliest next characters. Errors are JSON.
+    GET / is the page, /model tells of the model, /healthz that it is there. POST /generate takes a JSON
+    object (prime, length, temperature, top_k, top_p, min_p, seed: all may be left out) and streams text; POST
+    /next takes one (prime, temperature, top_k, top_p, min_p) and tells what is likeliest to be drawn next.
+    Errors are JSON, in one line.
     """
     service = Service(model, vocab, limits or Limits())
     return Starlette(
@@ -84,7 +86,10 @@ class Service:
             **{name: (default, draw.RULES[name]) for name, default in vars(ALL).items()},
         }
         self.next_fields = drawing
-        length = (lambda v: type(v) is int and 1 <= v <= limits.length, f"a whole number, 1 to {limits.length}")
+        length = (
+            lambda v: type(v) is int and 1 <= v <= limits.length,
+            f"a whole number, 1 to {limits.length}",
+        )
         seed = settings.RULES["seed"]
         self.generate_fields = drawing | {
             "length": (min(1000, limits.length), length),
@@ -103,8 +108,10 @@ class Service:
         return Writing(self, self._pieces(asked))
 
     def _pieces(self, asked: Mapping[str, Any]) -> Iterator[str]:
-        how = (asked[name] for name in ("prime", "length", "temperature", "seed"))
-        pieces = write(self.model, self.vocab, *how, _filters(asked))
+        prime, length, temperature, seed = (
+            asked[name] for name in ("prime", "length", "temperature", "seed")
+        )
+        pieces = write(self.model, self.vocab, prime, length, temperature, seed, _filters(asked))
         yield from islice(pieces, 1, None)  # the prime text is known to who asked
 
     async def next(self, request: Request) -> Response:
@@ -117,7 +124,8 @@ class Service:
     async def model_card(self, request: Request) -> Response:
         return JSONResponse(
             {
-                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "model": self.model.describe(),
+                "parameters": parameters_of(self.model),
                 "vocabulary": len(self.vocab),
                 "of": self.vocab.kind,
                 "max_length": self.limits.length,
@@ -156,7 +164,8 @@ class Writing(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.service.streams += 1
         try:
-            await super().__call__(scope, receive, send)
+            with suppress(asyncio.CancelledError):  # the server ends before the text
+                await super().__call__(scope, receive, send)
         finally:
             self.service.streams -= 1
 
@@ -198,7 +207,9 @@ def _good(value: object, holds: Any) -> bool:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)  # halves of a character: JSON has them
+    return isinstance(value, str) and not re.search(
+        "[\ud800-\udfff]", value
+    )  # halves of a character: JSON has them
 
 
 async def _page(request: Request) -> Response:
@@ -225,16 +236,21 @@ def _hashes(tag: str) -> str:
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 
 
-class SafeHeaders:
-    """Adds to every answer what keeps a browser from running, embedding or sending on anything but the page."""
+# What keeps a browser from running, embedding or sending on anything but the page.
+POLICY = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; connect-src 'self'; "
+    f"img-src data:; script-src {_hashes('script')}; style-src {_hashes('style')}"
+)
+SAFE_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
-    HEADERS = {
-        "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; "
-        f"form-action 'none'; frame-ancestors 'none'; script-src {_hashes('script')}; style-src {_hashes('style')}",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "Referrer-Policy": "no-referrer",
-        "X-Content-Type-Options": "nosniff",
-    }
+
+class SafeHeaders:
+    """Adds them to every answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -242,7 +258,7 @@ class SafeHeaders:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self.HEADERS)
+                MutableHeaders(scope=message).update(SAFE_HEADERS)
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

@@ -17,8 +17,8 @@ class Streams:
     """B contiguous stretches of a text, read side by side; the id after a stretch is its last target.
 
     Args:
-        ids: the text [N], or streams that a split has cut [B, n + 1] (with another B they are one text, end to
-            end); uint8 or uint16.
+        ids: the text [N], or streams that a split has cut [B, n + 1], which with another B are one text, end
+            to end; uint8 or uint16.
         B: stretches, at most N - 1.
         device: of the chunks; the ids lie there too, in their own type.
         rows: which of the streams are read, B' of them: one process's part, or one part of a batch.
@@ -55,13 +55,16 @@ class Streams:
 
     def _read(self, start: int, T: int) -> None:
         steps = max(T, WINDOW // len(self.streams))
-        stretch = np.array(self.streams[:, start : start + steps + 1])
+        lent = self.streams[:, start : start + steps + 1]
+        stretch = np.empty(lent.shape, lent.dtype)
+        for b, row in enumerate(lent):
+            stretch[b] = row
+            let_go(row)
         self.start, self.window = start, torch.from_numpy(stretch).to(self.device).T.contiguous()
-        let_go(self.streams)
 
 
 def fit(ids: np.ndarray, B: int, T: int) -> tuple[int, int]:
-    """The largest batch, then length, up to B and T that ids can fill once; 0 and 0 where they predict nothing.
+    """The largest batch, then length, up to B and T that ids can fill once; 0 and 0 where they fill none.
 
     Args:
         ids: as Streams takes them.

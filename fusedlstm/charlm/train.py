@@ -87,9 +87,9 @@ def _go_on(run: Run, folder: Path, watcher: Watcher, report: Report, stop: Calla
         report.update(run.step, run.progress(), loss, run.chars_per_step, run.step_seconds)
         if done or _pause_due(run.step, run.settings):
             run.validate(whole=done)
+            watcher.metrics(run.step, run.metrics[-1])  # first: what a checkpoint holds, the file tells, too
             _keep(run, folder)
             sample = run.sample()
-            watcher.metrics(run.step, run.metrics[-1])
             watcher.sample(run.step, sample)
             report.pause(run.metrics[-1], sample)
         elif run.step % LOG_EVERY == 0:

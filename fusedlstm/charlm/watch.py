@@ -184,7 +184,7 @@ class WeightsAndBiases(Watcher):
 
     def __init__(self, settings: Settings, run: Path) -> None:
         try:
-            import wandb
+            import wandb  # type: ignore[import-not-found]
         except ImportError:
             raise _missing("wandb") from None
         self.html = lambda text: wandb.Html(f"<pre>{html.escape(text)}</pre>")

@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import safetensors
 import safetensors.torch
@@ -31,8 +31,8 @@ REFUSED = {".t7": TORCH7, **dict.fromkeys((".pt", ".pth", ".pkl", ".ckpt", ".bin
 class Convert:
     """Give a run's weights to plain torch, or make a run of weights that plain torch has trained.
 
-    --to torch writes OUT.safetensors, the state_dict of a module with the parts rnn (LSTM, GRU, or RNN with tanh),
-    decoder (Linear) and, if the model has one, embedding; and OUT.json, its sizes and vocabulary. To load them:
+    --to torch writes OUT.safetensors, the state_dict of a module with the parts rnn (LSTM, GRU, or RNN with
+    tanh), decoder (Linear) and, if the model has one, embedding; and OUT.json, its sizes and vocabulary:
 
         about = json.load(open("OUT.json"))
         V, H, L = about["vocab_size"], about["rnn_size"], about["num_layers"]
@@ -42,8 +42,8 @@ class Convert:
         y, state = model["rnn"](torch.nn.functional.one_hot(ids, V).float())
         logits = model["decoder"](y)
 
-    --to charlm makes a run of such a file; of its JSON only the vocabulary is needed, the symbols in the order
-    of the ids: {"vocab": {"kind": "chars", "symbols": "..."}} (kind bytes: the characters of those numbers).
+    --to charlm makes a run of such a file; its JSON must hold the vocabulary, the symbols in the order of the
+    ids: {"vocab": {"kind": "chars", "symbols": "..."}} (kind bytes: the characters of those numbers).
     """
 
     source: Annotated[Positional[str], arg(metavar="RUN")]

@@ -40,9 +40,9 @@ class Eval:
     """Stretches of a text read side by side, each from 1,000 characters before those that count."""
     dynamic: bool = False
     """Let the weights learn on from what they have read, in one stream (dynamic evaluation)."""
-    dynamic_rate: float = 1e-4
+    dynamic_rate: float = 3e-4
     """Size of their steps, one every 20 characters."""
-    dynamic_decay: float = 0.01
+    dynamic_decay: float = 3e-3
     """Share of the way back to the trained weights at each step."""
     json: bool = False
     """Print one JSON object for each text."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 from tyro.conf import Positional, arg
@@ -59,7 +60,7 @@ def about(run: str) -> dict[str, Any]:
         "settings": _changed(last.settings),
         "text": {"name": name, "sha256": last.text_sha256},
         "vocab": last.vocab.record(),
-        "parameters": {name: list(tensor.shape) for name, tensor in parameters.items()},
+        "parameters": {name: list(parameters[name].shape) for name in sorted(parameters)},
         "parameters_total": sum(tensor.numel() for tensor in parameters.values()),
         "last": _losses(last),
         "best": _losses(best) if best else None,
@@ -96,20 +97,21 @@ def _show(found: dict[str, Any]) -> None:
         **{f"{name} loss": _in_words(found[name]) for name in ("last", "best") if found[name]},
     })  # fmt: skip
     _table("settings that are not the defaults", found["settings"])
-    shapes = {name: " × ".join(map(str, shape)) for name, shape in found["parameters"].items()}
+    shapes = {name: " x ".join(map(str, shape)) for name, shape in found["parameters"].items()}
     _table(f"{total:,} parameters", shapes)
     _table("checkpoints", {
-        Path(c["folder"]).name: f"{c['bytes'] / 1e6:,.1f} MB, {c['damage'] or 'whole'}"
+        Path(c["folder"]).name: f"{decimal(c['bytes'])}, {c['damage'] or 'whole'}"
         for c in found["checkpoints"]
     })  # fmt: skip
 
 
 def _table(title: str, rows: dict[str, Any]) -> None:
-    table = Table(title=Text(title), title_justify="left", title_style="bold", show_header=False, box=None)
+    if not rows:
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2))
     for name, value in rows.items():
         table.add_row(Text(name), Text(str(value), overflow="fold"))
-    if rows:
-        Console(highlight=False).print(table)
+    Console(highlight=False).print(Text(title, style="bold"), table)
 
 
 def _in_words(losses: dict[str, Any]) -> str:

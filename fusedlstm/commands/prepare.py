@@ -48,7 +48,7 @@ def describe(counted: corpus.Counted) -> str:
     """What a text is made of."""
     n = counted.counts.sum()
     shares = counted.counts / n
-    entropy = -(shares * np.log2(shares)).sum()
+    entropy = (shares * np.log2(1 / shares)).sum()
     order = np.argsort(-shares, kind="stable")[:COMMONEST]
     commonest = ", ".join(f"{counted.vocab.shown(i)} {shares[i]:.1%}" for i in order)
     return (

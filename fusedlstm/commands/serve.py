@@ -66,7 +66,9 @@ class Serve:
         )
         with _listener(self.host, self.port) as listener:
             host = f"[{self.host}]" if ":" in self.host else self.host
-            print(f"serving {self.run} at http://{host}:{listener.getsockname()[1]} (Ctrl-C ends)", flush=True)
+            print(
+                f"serving {self.run} at http://{host}:{listener.getsockname()[1]} (Ctrl-C ends)", flush=True
+            )
             if not _is_local(self.host):
                 print(f"warning: {self.host} lets other machines in, without a password", file=sys.stderr)
             with suppress(KeyboardInterrupt):  # which uvicorn raises again when all is closed

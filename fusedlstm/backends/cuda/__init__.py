@@ -16,6 +16,7 @@ except ImportError as error:
         raise
     raise ImportError("fusedlstm._cuda was not built: put nvcc on the PATH and install again") from error
 from .. import Spec, products
+from .generate import generator as generator
 from .plans import TILE, Card, Kernel, Plan, backward_plans, card, forward_plans
 
 RESETS = True

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ... import _cuda
+from .. import Stack
 from .plans import CELL_US, CLOCK_GHZ, L2_BYTES_PER_CLOCK, MEET_US, SHARED_BYTES_PER_CLOCK, WARP, Card, card
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # of the weights
@@ -28,23 +28,6 @@ ROW_US = 0.2  # a load that waits for an id: the row of the table
 DRAW_CLOCKS = 700  # meetings, and loops over 32 lanes
 DRAW_CLOCKS_PER_32 = 30  # characters, for each stream of a warp
 COMPARE_INSTRUCTIONS = 5  # of a filter, for each pair of characters
-
-
-class Stack(Protocol):
-    """The weights of a model, float32, all on one device.
-
-    Args:
-        table: what an id adds to the gates of layer 0 [V, 4H]: its column of W_ih and both biases.
-        weights: W_hh of layer 0, then W_ih and W_hh of every other layer [2L-1, 4H, H].
-        biases: sums of both, of the other layers [L-1, 4H].
-        decoder: weights [V, H]. decoder_bias: [V].
-    """
-
-    table: Tensor
-    weights: Tensor
-    biases: Tensor
-    decoder: Tensor
-    decoder_bias: Tensor
 
 
 @dataclass(frozen=True)
@@ -150,7 +133,10 @@ def plans(
             empty = shared_bytes(kernel.number, [sizes.B, sizes.L, sizes.H, sizes.V, slices, units, 0])
             if slices > card.multiprocessors or empty > card.shared_bytes:
                 continue
-            room, all_steps = (card.shared_bytes - empty) // (units * STEP_BYTES), _matrices(sizes, turns) * steps
+            room, all_steps = (
+                (card.shared_bytes - empty) // (units * STEP_BYTES),
+                _matrices(sizes, turns) * steps,
+            )
             kept = min(room, all_steps)
             terms = _terms(sizes, kernel, slices, units, steps, 1 - kept / all_steps)
             needed = empty + kept * units * STEP_BYTES
@@ -166,9 +152,8 @@ def supports(sizes: Sizes, precision: str, device: torch.device) -> str | None:
     if not 1 <= sizes.B <= streams:
         return f"writes 1 to {streams} streams at once, not {sizes.B}"
     if not plans(sizes, precision, _card(device), _kernels(), _cuda.generate_shared_bytes):
-        return (
-            f"L={sizes.L}, H={sizes.H}, V={sizes.V} with B={sizes.B} does not fit on this GPU's multiprocessors"
-        )
+        model = f"L={sizes.L}, H={sizes.H}, V={sizes.V}"
+        return f"{model} with B={sizes.B} does not fit on this GPU's multiprocessors"
     return None
 
 
@@ -181,8 +166,8 @@ class Generate:
         precision: "float32" or "bfloat16": of all weights but the table and the biases.
         seed: of the draws, from 0 to 2**64 - 1.
 
-    The states h and c [L, B, H], float32, are those after all characters but the last, `last` [B], int64; zeros
-    at first. They may be written to between calls.
+    The states h and c [L, B, H], float32, are those after all characters but the last, `last` [B], int64;
+    all zeros at first. They may be written to between calls.
 
     Raises:
         ValueError: when no kernel serves these sizes.
@@ -226,8 +211,9 @@ class Generate:
         with torch.cuda.device_of(ids):
             _cuda.generate(
                 plan.kernel.number, plan.told(n), self._seed, temperature, min(top_k, n.V), top_p, min_p,
-                count, first_position, *(t.data_ptr() for t in (self._weights, self._table, self._bias)),
-                *(t.data_ptr() for t in (self._decoder_bias, self.h, self.c, self.last, ids, mail, flags)),
+                count, first_position, self._weights.data_ptr(), self._table.data_ptr(),
+                self._bias.data_ptr(), self._decoder_bias.data_ptr(), self.h.data_ptr(), self.c.data_ptr(),
+                self.last.data_ptr(), ids.data_ptr(), mail.data_ptr(), flags.data_ptr(),
                 torch.cuda.current_stream(device).cuda_stream if ids.is_cuda else 0,
             )  # fmt: skip
         return ids
