@@ -103,7 +103,7 @@ def activations(
         part = slice(start, start + CHUNK)
         for past, now in zip(made.before, (h, c), strict=True):
             past[:, start // CHUNK] = now[:, 0]
-        x = model._read(text[part])
+        x = model.read(text[part])
         for layer, weights in enumerate(lstm.all_weights):
             states = h[layer : layer + 1], c[layer : layer + 1]
             x, h_n, c_n, cells, gates = layer_fwd(x, None, *states, weights, True, _backend(weights, x))

@@ -108,7 +108,7 @@ class CharLM(nn.Module):
         Returns:
             Logits [T, B, V], and the state after the last character.
         """
-        x = self._read(ids)
+        x = self.read(ids)
         if self.how.change_the_layers(self.training):
             y, state = run(self.layers, x, state, self.how, self.training)
         elif self.kind == "lstm":
@@ -118,7 +118,7 @@ class CharLM(nn.Module):
             state = (h,)
         return self.decoder(self.how.drop(y, self.training)), state
 
-    def _read(self, ids: Tensor) -> Tensor:
+    def read(self, ids: Tensor) -> Tensor:
         """What the first layer reads: ids, embedded [T, B, E], or for torch's layers one-hot [T, B, V]."""
         if self.tied:  # one tensor under one name: a file that holds the weights has no use for another
             return F.embedding(ids, self.decoder.weight)
