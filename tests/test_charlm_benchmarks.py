@@ -88,11 +88,11 @@ def test_the_sampler_is_timed_once_its_text_is_right() -> None:
 def test_a_wrong_text_has_no_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench_sample.contenders
 
-    def wrong(ours: Any, torchs: Any, device: str) -> dict[str, bench_sample.Contender]:
+    def wrong(net: Any, ours: Any, torchs: Any, device: str) -> dict[str, bench_sample.Contender]:
         changed = copy.deepcopy(ours)
         with torch.no_grad():
             changed.lstm.weight_hh_l1.mul_(1.5)
-        return right(ours, torchs, device) | {name: right(changed, torchs, device)[name]}
+        return right(net, ours, torchs, device) | {name: right(net, changed, torchs, device)[name]}
 
     monkeypatch.setattr(bench_sample, "contenders", wrong)
     found = bench_sample.measure(NET)
@@ -107,7 +107,7 @@ def test_a_text_of_ties_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["ours", "generate float32"])
 def test_every_stream_goes_its_own_way(name: str) -> None:
-    text = bench_sample.contenders(*bench_sample.models(NET, "cpu"), "cpu")[name].text
+    text = bench_sample.contenders(NET, *bench_sample.models(NET, "cpu"), "cpu")[name].text
     texts = [bench_sample.taken(text(bench_sample.first(NET), 0.8, 5), 20) for _ in range(2)]
     assert texts[0].shape == (20, 3) and not torch.equal(texts[0][:, 0], texts[0][:, 1])
     assert torch.equal(*texts)
@@ -120,3 +120,19 @@ def test_what_a_precision_costs_is_measured_on_one_text() -> None:
     for precision in ("bfloat16", "int8"):
         assert found[precision] == pytest.approx(found["module"], rel=0.02)
         assert found[precision] != found["float32"]
+
+
+def test_a_generator_that_refuses_is_left_out_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = bench_sample.generator_of
+
+    def refuses(model: Any, B: int, precision: str) -> Any:
+        if precision == "int8":
+            raise ValueError("the kernel takes no int8")
+        return right(model, B, precision)
+
+    monkeypatch.setattr(bench_sample, "generator_of", refuses)
+    found = bench_sample.contenders(NET, *bench_sample.models(NET, "cpu"), "cpu")
+    assert {"generate float32", "generate bfloat16"} < set(found) and "generate int8" not in found
+    assert f"{NET.name}: generate int8 skipped: the kernel takes no int8" in capsys.readouterr().out
