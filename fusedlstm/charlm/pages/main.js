@@ -63,23 +63,37 @@ function here(n) {
   squares.forEach((square, k) => tint(square, values[k * N + n]));
 }
 
-// The cells that are on (above ON, or below -ON) in a selection, and off elsewhere, the best first.
+// In how much of a stretch a cell is above ON and in how much below -ON, and the sum of what it is.
+function spent(values, from, to) {
+  const limit = ON * SCALE;
+  let high = 0, low = 0, sum = 0;
+  for (let n = from; n < to; n++) {
+    const value = values[n];
+    sum += value;
+    if (value >= limit) high++;
+    else if (value <= -limit) low++;
+  }
+  return [high, low, sum];
+}
+
+// The same over the whole text, for each cell that is kept; counted once.
+const wholes = new Map();
+function whole(quantity) {
+  if (!wholes.has(quantity)) wholes.set(quantity, kept.map(([layer, cell]) => spent(row(quantity, layer, cell), 0, N)));
+  return wholes.get(quantity);
+}
+
+// The cells that are on in a selection and off elsewhere, the best first.
 function match(from, to) {
   at("match").hidden = to - from < 2;
   if (to - from < 2) return;
-  const inside = to - from, outside = Math.max(1, N - inside), limit = ON * SCALE;
-  const found = kept.map(([layer, cell]) => {
-    const values = row(chosen.quantity, layer, cell);
-    const counts = { low: [0, 0], high: [0, 0] }, sums = [0, 0];
-    for (let n = 0; n < N; n++) {
-      const where = n >= from && n < to ? 0 : 1;
-      sums[where] += values[n];
-      if (values[n] >= limit) counts.high[where]++;
-      else if (values[n] <= -limit) counts.low[where]++;
-    }
-    const score = Math.max(...Object.values(counts).map(([on, elsewhere]) => on / inside - elsewhere / outside));
-    return { layer, cell, score, means: [sums[0] / inside / SCALE, sums[1] / outside / SCALE] };
-  }).sort((a, b) => b.score - a.score || Math.abs(b.means[0] - b.means[1]) - Math.abs(a.means[0] - a.means[1]));
+  const inside = to - from, outside = Math.max(1, N - inside), all = whole(chosen.quantity);
+  const found = kept.map(([layer, cell], k) => {
+    const here = spent(row(chosen.quantity, layer, cell), from, to);
+    const [high, low, sum] = here.map((amount, i) => amount / inside - (all[k][i] - amount) / outside);
+    const means = [here[2] / inside / SCALE, (all[k][2] - here[2]) / outside / SCALE];
+    return { layer, cell, score: Math.max(high, low), apart: Math.abs(sum), means };
+  }).sort((a, b) => b.score - a.score || b.apart - a.apart);
   at("match_note").textContent = `${inside.toLocaleString("en")} characters; on is above ${ON} or below \u2212${ON}. ` +
     "The figures are the share of the selection in which the cell is on less that of the rest, and the means of both.";
   at("matches").replaceChildren(...found.slice(0, MATCHES).map(({ layer, cell, score, means }) => {

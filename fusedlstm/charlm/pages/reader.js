@@ -71,7 +71,7 @@ class Reader {
 
   line(row) {
     const made = make("div", { className: "row" }), start = this.starts[row], end = this.end(row);
-    made.style.top = `${row * this.height}px`;
+    made.style.cssText = `top:${row * this.height}px;height:${this.height}px`;
     made.dataset.start = start;
     const characters = make("div", { className: "characters" });
     for (let n = start; n < end; n++) {
