@@ -169,7 +169,9 @@ def test_a_click_and_the_lists_choose_a_cell(opened: Browser, short: tuple[Page,
     assert_coloured(opened, values["o"][:, 0, 5])
     opened.find_element(By.CSS_SELECTOR, "circle[data-cell='1.7']").click()
     assert_coloured(opened, values["o"][:, 1, 7])
-    opened.find_element(By.CSS_SELECTOR, ".card").click()
+    card = opened.find_element(By.CSS_SELECTOR, ".card")
+    assert "cell 1.3, high there, AUROC 1.00" in card.text
+    card.click()
     assert pressed(opened) == "1.3"
 
 

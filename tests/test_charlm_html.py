@@ -183,7 +183,9 @@ def test_the_most_interesting_cells_are_kept() -> None:
             )
     first = made.facts["interesting"][0]
     assert (first["layer"], first["cell"], first["label"]) == (*PLANTED, "brackets")
-    assert first["figure"] == pytest.approx(1.0)
+    assert first["figure"] == pytest.approx(1.0) and not first["low"]
+    low = {(cell["layer"], cell["cell"]): cell["low"] for cell in made.facts["interesting"]}
+    assert low[CONTRARY]
     for cell in made.facts["interesting"]:
         assert cell["cell"] in made.facts["layers"][cell["layer"]]
 

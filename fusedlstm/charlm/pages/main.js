@@ -134,10 +134,10 @@ function start() {
   at("layer").append(...FACTS.layers.map((_, layer) => make("option", { value: layer, textContent: layer })));
   at("layer").addEventListener("change", (event) => choose(Number(event.target.value), FACTS.layers[event.target.value][0]));
   at("cell").addEventListener("change", (event) => choose(chosen.layer, Number(event.target.value)));
-  FACTS.interesting.forEach(({ layer, cell, label, measure, figure, from }, index) => {
+  FACTS.interesting.forEach(({ layer, cell, label, measure, figure, low, from }, index) => {
     const canvas = make("canvas"), card = make("button", { type: "button", className: "card" },
       make("strong", { textContent: label || "changes much" }),
-      make("small", { textContent: `cell ${layer}.${cell}${label ? `, ${measure} ${decimals(figure)}` : ""}` }), canvas);
+      make("small", { textContent: `cell ${layer}.${cell}${label ? `, ${low ? "low there" : "high there"}, ${measure} ${decimals(figure)}` : ""}` }), canvas);
     canvas.setAttribute("aria-hidden", "true");
     card.dataset.cell = `${layer}.${cell}`;
     card.dataset.index = index;

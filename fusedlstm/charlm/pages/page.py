@@ -163,6 +163,7 @@ def build(
                 "label": found.label[k].replace("_", " "),
                 "measure": "AUROC" if found.binary[k] else "Spearman",
                 "figure": float((1 + abs(found.d[k])) / 2 if found.binary[k] else abs(found.d[k])),
+                "low": bool(found.d[k] < 0),
                 "from": excerpt(first[:, k // H, k % H]),
             }
             for k in side_by_side(found, np.concatenate(layers))
