@@ -27,6 +27,7 @@ from fusedlstm.commands.html import Html, beginning
 BYTES = Vocab("bytes", "".join(map(chr, range(256))))
 PLANTED = (1, 3)  # layer and cell that is on inside brackets
 CONTRARY = (1, 5)  # one that is now and then on outside them
+ALWAYS = (1, 1)  # one that is on everywhere
 
 
 def inside_brackets(text: bytes) -> np.ndarray:
@@ -35,12 +36,13 @@ def inside_brackets(text: bytes) -> np.ndarray:
 
 
 def synthetic(text: bytes, L: int = 2, H: int = 8) -> Activations:
-    """Noise, but for two cells."""
+    """Noise, but for three cells."""
     source, N = np.random.default_rng(0), len(text)
     values = {name: source.uniform(-0.25, 0.25, (N, L, H)).astype(np.float16) for name in QUANTITIES}
     for name in GATES:
         values[name] = source.random((N, L, H)).astype(np.float16)
     values["tanh_c"][:, PLANTED[0], PLANTED[1]] = np.where(inside_brackets(text), 0.9, -0.05)
+    values["tanh_c"][:, ALWAYS[0], ALWAYS[1]] = 0.99
     outside = ~inside_brackets(text) & (np.arange(N) % 20 < 10)
     values["tanh_c"][:, CONTRARY[0], CONTRARY[1]] = np.where(outside, 0.95, 0.0)
     likeliest = source.integers(32, 127, (N, 5)).astype(np.uint16)
