@@ -15,6 +15,7 @@ class Reader {
     box.addEventListener("pointermove", (event) => this.point(event));
     window.addEventListener("pointerup", () => { if (this.anchor !== null) { this.anchor = null; this.picked(this.from, this.to); } });
     box.addEventListener("keydown", (event) => this.key(event));
+    this.layout();  // the observer first speaks when the page is drawn, which may be late
     new ResizeObserver(() => this.layout()).observe(box);
   }
 
