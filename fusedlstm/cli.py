@@ -15,6 +15,7 @@ from fusedlstm.commands import train
 from fusedlstm.commands.cells import Cells
 from fusedlstm.commands.convert import Convert
 from fusedlstm.commands.eval import Eval
+from fusedlstm.commands.html import Html
 from fusedlstm.commands.inspect import Inspect
 from fusedlstm.commands.prepare import Prepare
 from fusedlstm.commands.repro import Repro
@@ -31,6 +32,7 @@ Command = (
     | Annotated[Repro, subcommand("repro")]
     | Annotated[Serve, subcommand("serve")]
     | Annotated[Cells, subcommand("cells")]
+    | Annotated[Html, subcommand("html")]
     | Annotated[Bench, subcommand("bench")]
 )
 
