@@ -24,7 +24,7 @@ RULES: dict[str, Rule] = {
     "out": (lambda v: not v or Path(v).suffix in FORMATS, f"a file named *{' or *'.join(FORMATS)}"),
 }
 WIDEST = {"bytes": 1, "chars": 4}  # bytes of a character
-WIDTH = 120  # of the table at least, where a narrower one would leave out digits
+WIDTH = 176  # of the table at least, where a narrower one would leave out digits
 SHOWN = 3  # cells whose reading of a text is shown
 
 
