@@ -156,6 +156,17 @@ def test_the_strip_is_the_arrays(opened: Browser, short: tuple[Page, Activations
             assert shade(colour)[1] == 0 or shade(colour)[0] == guess_hue
 
 
+def test_the_text_is_there_before_the_page_is_drawn(
+    browser: Browser, short: tuple[Page, Activations], tmp_path: Path
+) -> None:
+    late = {"source": "window.ResizeObserver = class { observe() {} }"}
+    added = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", late)
+    try:
+        assert_coloured(opening(browser, short[0], tmp_path), short[1].values["tanh_c"][:, 1, 3])
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
+
+
 def test_a_click_and_the_lists_choose_a_cell(opened: Browser, short: tuple[Page, Activations]) -> None:
     values = short[1].values
     opened.find_element(By.CSS_SELECTOR, "#map [data-cell='1.6']").click()
