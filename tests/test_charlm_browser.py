@@ -19,6 +19,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 from selenium.webdriver import ActionChains, Keys  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.select import Select  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -31,6 +32,7 @@ FLAGS = (
 )  # fmt: skip
 MARKUP = b'</script><script>window.hurt = 1</script><img src=x onerror="window.hurt = 1"> [in] '
 LONG = 100_000
+DEADLINE_SECONDS = 20.0
 ALPHA = 0.0051  # browsers tell opacity with two digits where these will do
 SPANS = """
 return Array.from(document.querySelectorAll('.row'), (row) => [Number(row.dataset.start),
@@ -81,10 +83,11 @@ def opened(browser: Browser, short: tuple[Page, Activations], tmp_path: Path) ->
 
 def opening(browser: Browser, page: Page, folder: Path) -> Browser:
     page.save(folder / "page.html")
-    browser.get((folder / "page.html").as_uri())
-    assert browser.execute_script("return document.body.dataset.ready") is not None, browser.get_log(
-        "browser"
-    )
+    address = (folder / "page.html").as_uri()
+    browser.get(address)
+    # On a busy machine the driver may be back before the page is.
+    ready = "return location.href === arguments[0] && Boolean(document.body?.dataset.ready)"
+    WebDriverWait(browser, DEADLINE_SECONDS).until(lambda b: b.execute_script(ready, address))
     return browser
 
 
