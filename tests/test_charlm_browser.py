@@ -19,6 +19,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 from selenium.webdriver import ActionChains, Keys  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.select import Select  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -31,6 +32,7 @@ FLAGS = (
 )  # fmt: skip
 MARKUP = b'</script><script>window.hurt = 1</script><img src=x onerror="window.hurt = 1"> [in] '
 LONG = 100_000
+DEADLINE_SECONDS = 20.0
 ALPHA = 0.0051  # browsers tell opacity with two digits where these will do
 SPANS = """
 return Array.from(document.querySelectorAll('.row'), (row) => [Number(row.dataset.start),
@@ -81,10 +83,11 @@ def opened(browser: Browser, short: tuple[Page, Activations], tmp_path: Path) ->
 
 def opening(browser: Browser, page: Page, folder: Path) -> Browser:
     page.save(folder / "page.html")
-    browser.get((folder / "page.html").as_uri())
-    assert browser.execute_script("return document.body.dataset.ready") is not None, browser.get_log(
-        "browser"
-    )
+    address = (folder / "page.html").as_uri()
+    browser.get(address)
+    # On a busy machine the driver may be back before the page is.
+    ready = "return location.href === arguments[0] && Boolean(document.body?.dataset.ready)"
+    WebDriverWait(browser, DEADLINE_SECONDS).until(lambda b: b.execute_script(ready, address))
     return browser
 
 
@@ -154,6 +157,17 @@ def test_the_strip_is_the_arrays(opened: Browser, short: tuple[Page, Activations
             assert shown == signs.get(expected, expected)
             assert shade(colour)[1] == pytest.approx(read.probabilities[n, k], abs=ALPHA)
             assert shade(colour)[1] == 0 or shade(colour)[0] == guess_hue
+
+
+def test_the_text_is_there_before_the_page_is_drawn(
+    browser: Browser, short: tuple[Page, Activations], tmp_path: Path
+) -> None:
+    late = {"source": "window.ResizeObserver = class { observe() {} }"}
+    added = browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", late)
+    try:
+        assert_coloured(opening(browser, short[0], tmp_path), short[1].values["tanh_c"][:, 1, 3])
+    finally:
+        browser.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
 
 
 def test_a_click_and_the_lists_choose_a_cell(opened: Browser, short: tuple[Page, Activations]) -> None:
