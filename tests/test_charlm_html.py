@@ -20,9 +20,10 @@ from fusedlstm.charlm.pages.choice import WINDOW, excerpt, interest, side_by_sid
 from fusedlstm.charlm.pages.page import GATES, QUANTITIES, build, glyphs, quantised
 from fusedlstm.charlm.pages.summary import braces, buckets, losses, saturation
 from fusedlstm.charlm.settings import CharLMError
+from fusedlstm.charlm.texts import beginning
 from fusedlstm.charlm.vocab import Vocab
 from fusedlstm.commands import html as command
-from fusedlstm.commands.html import Html, beginning
+from fusedlstm.commands.html import Html
 
 BYTES = Vocab("bytes", "".join(map(chr, range(256))))
 PLANTED = (1, 3)  # layer and cell that is on inside brackets

@@ -1,5 +1,6 @@
 """Where a text comes from: files, folders, known texts, the network."""
 
+import codecs
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from textwrap import shorten
 from fusedlstm.charlm.settings import CharLMError, Settings
 
 BLOCK = 2**20  # bytes read at a time
+WIDEST = {"bytes": 1, "chars": 4}  # bytes of a character
 STDLIB_BYTES = 8_000_000
 # Tests, other people's packages, and tables (code pages, help topics) that are no program text.
 STDLIB_SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "encodings", "pydoc_data"}
@@ -169,3 +171,21 @@ TEXTS: dict[str, Callable[[], bytes]] = {
         "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d",
     ).read_bytes(),
 }
+
+
+def beginning(file: str, characters: int, kind: str) -> bytes:
+    """The beginning of a text, so many of the model's characters.
+
+    Raises:
+        CharLMError: when it cannot be read, or must be UTF-8 and is not.
+    """
+    try:
+        with open(file, "rb") as opened:
+            text = opened.read(characters * WIDEST[kind])
+        if kind == "chars":
+            text = codecs.getincrementaldecoder("utf-8")().decode(text)[:characters].encode()
+    except OSError as error:
+        raise CharLMError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CharLMError(f"{file} must be UTF-8 for this model: {error}") from None
+    return text

@@ -1,6 +1,5 @@
 """`fusedlstm cells`: which cells of a trained model stand for something."""
 
-import codecs
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from fusedlstm.charlm.cells import SHORTEST, Report, find
 from fusedlstm.charlm.labels import at_characters, chosen, tracks
 from fusedlstm.charlm.sample import load_model
 from fusedlstm.charlm.settings import CharLMError, Rule, check
+from fusedlstm.charlm.texts import beginning
 
 FORMATS: dict[str, Callable[[Report], str]] = {
     ".json": Report.to_json,
@@ -23,7 +23,6 @@ RULES: dict[str, Rule] = {
     "characters": (lambda v: v >= SHORTEST, f"at least {SHORTEST}"),
     "out": (lambda v: not v or Path(v).suffix in FORMATS, f"a file named *{' or *'.join(FORMATS)}"),
 }
-WIDEST = {"bytes": 1, "chars": 4}  # bytes of a character
 WIDTH = 176  # of the table at least, where a narrower one would leave out digits
 SHOWN = 3  # cells whose reading of a text is shown
 
@@ -56,7 +55,7 @@ class Cells:
     def __call__(self) -> None:
         rules = chosen(self.labels, self.regex, self.function)
         model, vocab = load_model(self.run)
-        text = self._text(vocab.kind)
+        text = beginning(self.text, self.characters, vocab.kind)
         found = tracks(rules, text)
         if vocab.kind == "chars":
             found = {name: at_characters(values, text) for name, values in found.items()}
@@ -70,19 +69,6 @@ class Cells:
                 Path(self.out).write_text(FORMATS[Path(self.out).suffix](report), "utf-8")
             except OSError as error:
                 raise CharLMError(f"--out: cannot write {self.out}: {error.strerror}") from None
-
-    def _text(self, kind: str) -> bytes:
-        """The beginning of the text, so many of the model's characters."""
-        try:
-            with open(self.text, "rb") as file:
-                text = file.read(self.characters * WIDEST[kind])
-            if kind == "chars":
-                text = codecs.getincrementaldecoder("utf-8")().decode(text)[: self.characters].encode()
-        except OSError as error:
-            raise CharLMError(f"cannot read {self.text}: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise CharLMError(f"{self.text} must be UTF-8 for this model: {error}") from None
-        return text
 
     def _show(self, report: Report, console: Console) -> None:
         if report.findings:
