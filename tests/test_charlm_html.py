@@ -52,7 +52,7 @@ def synthetic(text: bytes, L: int = 2, H: int = 8) -> Activations:
     bits = source.exponential(2, N).astype(np.float32)
     bits[0] = np.nan
     state = (torch.zeros(L, 1, H), torch.zeros(L, 1, H))
-    return Activations(values, tuple(range(L)), likeliest, probabilities, bits, state)
+    return Activations(values, tuple(range(L)), likeliest, probabilities, bits, state, before=state)
 
 
 def synthetic_page(text: bytes, run: Path | None = None, **options: object) -> tuple[Page, Activations]:
