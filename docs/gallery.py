@@ -51,12 +51,12 @@ def main(
     PICTURES.mkdir(exist_ok=True)
     parts = [HEAD.format(characters=characters)]
     for text in texts:
-        run, held_out, page = (runs / f"{text.stem}{end}" for end in ("", ".txt", ".html"))
+        names = (f"{text.stem}{end}" for end in ("", "-seen.txt", "-held-out.txt", ".html"))
+        run, seen, held_out, page = (runs / name for name in names)
         runs.mkdir(parents=True, exist_ok=True)
         whole = text.read_bytes()
         held_out.write_bytes(whole[-characters:])
         if not checkpoint.exists(run):
-            seen = runs / text.name
             seen.write_bytes(whole[:-characters])
             _run("train", seen, "--out", run, "--minutes", minutes, "--rnn-size", 128, "--seq-length", 64)
         table = _run("cells", run, held_out, "--characters", characters)
