@@ -19,9 +19,12 @@ Pictures = dict[str, str]  # by name: links, as the page needs them
 
 
 def newest(folder: Path = RESULTS) -> list[Path]:
-    """The newest record of each device, CPUs first."""
-    folders = sorted({path.parent for path in folder.glob("*/*.json")})
-    paths = [max(found.glob("*.json"), key=_date) for found in folders]
+    """The newest record of each device that has the layer, and newer ones of other parts; CPUs first."""
+    paths: list[Path] = []
+    for found in sorted({path.parent for path in folder.glob("*/*.json")}):
+        records = sorted(found.glob("*.json"), key=_date)
+        first = max((k for k, path in enumerate(records) if "layer" in load(path)), default=len(records) - 1)
+        paths += records[first:]
     return sorted(paths, key=lambda path: device(load(path)) != "cpu")
 
 
@@ -126,7 +129,7 @@ def summary(record: Record, pictures: Pictures | None = None) -> str:
     """The part of the README about one device."""
     layer, on = record.get("layer", {}), device(record)
     rows = [layer[name] for name in SHOWN[on] if name in layer]
-    parts = [tables.table(rows, tables.short(on))]
+    parts = [tables.table(rows, tables.short(on))] if rows else []
     ratios = [row["ratio"] for row in layer.values() if "ratio" in row]
     if ratios:
         mean, lost = geometric_mean(ratios), sum(ratio < 1 for ratio in ratios)
@@ -140,10 +143,15 @@ def summary(record: Record, pictures: Pictures | None = None) -> str:
     if "train" in record and on == "cpu":
         words = "Whole training steps of the character model, and of a transformer of about its size:"
         parts += [words, tables.train_short(record["train"])]
-    if "sample" in record and on == "cpu":
+    written = {
+        n: net
+        for n, net in record.get("sample", {}).items()
+        if set(tables.WRITERS) & set(net.get("chars_per_s", ()))
+    }
+    if written and on == "cpu":
         parts += [
             "Characters a second that a trained model writes:",
-            tables.sample_short(record["sample"], on),
+            tables.sample_short(written, on),
         ]
     return "\n\n".join([*parts, where(record)])
 

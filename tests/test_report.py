@@ -162,6 +162,19 @@ def test_the_newest_record_of_each_device_cpus_first(folder: Path) -> None:
     assert [path.stem for path in report.newest(folder)] == ["a", "c"]
 
 
+def test_a_newer_record_of_other_parts_comes_beside_the_layer(folder: Path, synthetic: Record) -> None:
+    net = synthetic["sample"]["2x512, 1 stream"] | {"date": "2100-01-01T00:00:00+00:00"}
+    of_parts = {
+        "machine": json.loads((folder / "cpu" / "a.json").read_text())["machine"],
+        "sample": {"n": net},
+    }
+    (folder / "cpu" / "d.json").write_text(json.dumps(of_parts))
+    assert [path.stem for path in report.newest(folder)] == ["a", "d", "c"]
+    text = report.summary(of_parts)
+    assert text.startswith("Characters a second that a trained model writes:")
+    assert "| 2x512 | 1 | - | - | 90,000 | 25,000 | - |" in text
+
+
 def test_the_readme_has_a_gpu_table_only_from_a_gpu(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
