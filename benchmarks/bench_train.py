@@ -132,14 +132,8 @@ class Training:
     ) -> None:
         torch.manual_seed(1)
         self.T, self.dtype, self.streams = net.T, getattr(torch, dtype), streams
-        self.settings = Settings(
-            rnn_size=net.H,
-            num_layers=net.L,
-            batch_size=net.B,
-            seq_length=net.T,
-            dtype=dtype,
-            device=device,  # type: ignore[arg-type]
-        )
+        sizes = {"rnn_size": net.H, "num_layers": net.L, "batch_size": net.B, "seq_length": net.T}
+        self.settings = Settings().but(sizes | {"dtype": dtype, "device": device})
         self.model = cast(CharLM, new().to(device))
         self.optimizer = optimizer_for(self.model, self.settings)
         self.state: State | None = None

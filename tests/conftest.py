@@ -21,3 +21,14 @@ def seeded_and_poisoned() -> Iterator[None]:
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def as_found() -> Iterator[None]:
+    """The native engine and the number of threads are afterwards what they were."""
+    from fusedlstm import _C  # here: what is set above must be set before
+
+    engine, threads = _C.engine(), torch.get_num_threads()
+    yield
+    _C.select_engine(engine)
+    torch.set_num_threads(threads)

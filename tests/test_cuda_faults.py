@@ -6,7 +6,8 @@ import ctypes
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -155,19 +156,30 @@ FAULTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def module() -> Iterator[ModuleType]:
-    """All faults in one module, each behind a question which of them is planted; 0 is none."""
+@contextmanager
+def built_with(faults: Sequence[Fault], table: str, *left_out: str) -> Iterator[ModuleType]:
+    """All faults in one module, each behind a question which of them is planted; 0 is none.
+
+    Args:
+        faults: in copies of their files.
+        table: source of the kernels that are built.
+        left_out: patterns of files that are not copied.
+    """
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "csrc"
-        shutil.copytree(CSRC, copy, ignore=shutil.ignore_patterns("cpu", "*.cu", "*.cpp"))
-        for file in {fault.file for fault in FAULTS}:
+        shutil.copytree(CSRC, copy, ignore=shutil.ignore_patterns("cpu", *left_out, "*.cpp"))
+        for file in {fault.file for fault in faults}:
             path = copy / "cuda" / file
-            here = {number: fault for number, fault in enumerate(FAULTS, 1) if fault.file == file}
+            here = {number: fault for number, fault in enumerate(faults, 1) if fault.file == file}
             path.write_text(planted(path.read_text(), here))
         tables = copy / "cuda" / "tables.cu"
-        tables.write_text(TABLES)
-        built = cuda_on_cpu.build_module("-O1", kernels=(tables,))
+        tables.write_text(table)
+        yield cuda_on_cpu.build_module("-O1", kernels=(tables,))
+
+
+@pytest.fixture(scope="module")
+def module() -> Iterator[ModuleType]:
+    with built_with(FAULTS, TABLES, "*.cu") as built:
         assert len(built.forward_kernels()) == len(built.backward_kernels()) == len(SLICES)
         yield built
 

@@ -8,12 +8,9 @@ import functools
 import importlib
 import itertools
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +21,7 @@ from torch import Tensor
 
 import cuda_on_cpu
 from fusedlstm import reference
-from test_cuda_faults import CSRC, SYNC, Fault, planted
+from test_cuda_faults import SYNC, Fault, built_with
 
 if reason := cuda_on_cpu.missing():
     pytest.skip(reason, allow_module_level=True)
@@ -204,16 +201,8 @@ FAULTS = [Fault(name, "grid", *rest) for name, *rest in PLANTED]
 
 @pytest.fixture(scope="module")
 def module() -> Iterator[ModuleType]:
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "csrc"
-        shutil.copytree(CSRC, copy, ignore=shutil.ignore_patterns("cpu", "persistent_*", "*.cpp"))
-        for file in {fault.file for fault in FAULTS}:
-            path = copy / "cuda" / file
-            here = {number: fault for number, fault in enumerate(FAULTS, 1) if fault.file == file}
-            path.write_text(planted(path.read_text(), here))
-        tables = copy / "cuda" / "tables.cu"
-        tables.write_text(TABLES)
-        yield cuda_on_cpu.build_module("-O1", kernels=(tables,))
+    with built_with(FAULTS, TABLES, "persistent_*") as built:
+        yield built
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +11,8 @@ import torch
 import fusedlstm
 from cases import CASES, DTYPES, Case, assert_close, ours
 from fusedlstm import _C
+
+pytestmark = pytest.mark.usefixtures("as_found")
 
 ENGINES = _C.available_engines()
 # What the table leaves out: batches that take one step at a time, more rows than a chunk, wide inputs.
@@ -24,14 +25,6 @@ LARGE = [
     Case(2, 3, 4, 300),
 ]
 NATIVE = [case for case in CASES if not case.proj]
-
-
-@pytest.fixture(autouse=True)
-def as_found() -> Iterator[None]:
-    engine, threads = _C.engine(), torch.get_num_threads()
-    yield
-    _C.select_engine(engine)
-    torch.set_num_threads(threads)
 
 
 def test_the_widest_engine_runs() -> None:

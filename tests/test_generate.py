@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,8 @@ from fusedlstm import _C, reference
 from fusedlstm.backends import cpu
 from fusedlstm.functional import lstm
 from fusedlstm.generate import Generator
+
+pytestmark = pytest.mark.usefixtures("as_found")
 
 ENGINES = _C.available_engines()
 # How far logits may be off, as a share of the softmax by which a chance may then lie beyond a border. With
@@ -126,14 +127,6 @@ def drawn(
     kept[order] = p[order] / p[order].sum()
     borders = np.cumsum(kept)
     return int(np.searchsorted(borders, u, side="right")), float(np.abs(borders[:-1] - u).min(initial=1))
-
-
-@pytest.fixture(autouse=True)
-def as_found() -> Iterator[None]:
-    engine, threads = _C.engine(), torch.get_num_threads()
-    yield
-    _C.select_engine(engine)
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

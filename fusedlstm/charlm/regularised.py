@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,8 +77,9 @@ def _in_one_call(
 ) -> tuple[Tensor, State]:
     """One layer over all steps, state [1, B, H], by the kernels."""
     if isinstance(layers, LSTM):
-        y, end = lstm(x, state, weights, recompute=layers.recompute, backend=layers.backend)  # type: ignore[arg-type]
-        return y, end  # type: ignore[return-value]
+        h, c = state
+        y, end = lstm(x, (h, c), weights, recompute=layers.recompute, backend=layers.backend)
+        return cast(Tensor, y), end
     y, h = ONE_CALL[type(layers)](x, *state, weights, True, 1, 0.0, training, False, False)
     return y, (h,)
 
