@@ -78,3 +78,33 @@ def test_a_batch_that_cannot_be_dealt_out_is_refused() -> None:
     assert group.rows(6) == slice(2, 4)
     with pytest.raises(CharLMError, match="--batch-size must be a multiple of the 3 processes, got 4"):
         group.rows(4)
+
+
+GROUP = """
+import torch
+from fusedlstm.charlm.distributed import group
+from fusedlstm.charlm.settings import Settings
+
+with group(Settings(device="cpu")) as processes:
+    rank = processes.rank
+    assert processes.size == 2 and processes.leads == (rank == 0)
+    assert processes.agreed(rank) == 1 and processes.mean(rank) == 0.5
+    rows = processes.gathered(torch.full((1, 2), rank), dim=1)
+    assert rows.tolist() == [[0, 0, 1, 1]]
+"""
+
+
+def test_processes_agree(tmp_path: Path) -> None:
+    script = tmp_path / "group.py"
+    script.write_text(GROUP)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

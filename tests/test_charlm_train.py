@@ -294,6 +294,32 @@ def test_a_run_that_cannot_but_diverge_says_so(tmp_path: Path, text: Path) -> No
     assert all(tensor.isfinite().all() for tensor in kept.part("model.").values())
 
 
+def test_samples_come_at_the_steps_that_were_asked_for(tmp_path: Path, text: Path) -> None:
+    folder = train(tiny(text, steps=8, sample_at=(3, 5), out=str(tmp_path / "run")))
+    names = sorted(file.name for file in (folder / "samples").iterdir())
+    assert names == [f"step-0000000{step}.txt" for step in (3, 5, 8)]
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tiny(), Corpus.from_bytes("x", LINES))
+    before = run.model.decoder.weight.detach().clone()
+    monkeypatch.setattr(run_module.optim, "clip", lambda model, settings: math.inf)
+    with pytest.raises(run_module.Diverged, match="the gradient's norm inf"):
+        run.advance()
+    assert torch.equal(run.model.decoder.weight, before)
+
+
+def test_the_scale_of_a_float16_loss_is_kept() -> None:
+    settings, text = tiny(dtype="float16"), Corpus.from_bytes("x", LINES)
+    run = Run(settings, text)
+    run.advance()
+    changed = run.scaler.state_dict() | {"scale": 128.0, "_growth_tracker": 5}
+    run.scaler.load_state_dict(changed)
+    again = Run.resumed(run.checkpoint(), settings, text)
+    again.advance()
+    assert again.scaler.state_dict() == changed | {"_growth_tracker": 6}
+
+
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e4])
 def test_a_bad_step_leaves_the_weights_alone(poison: float) -> None:
     run = Run(tiny(), Corpus.from_bytes("x", LINES))
