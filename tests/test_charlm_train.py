@@ -282,6 +282,8 @@ def test_a_run_that_diverges_goes_back_and_on_more_slowly(
     )
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 12]
+    train(replace(saved.settings, steps=14), str(folder))
+    assert checkpoint.load(folder).tensors["rate_scale"] == 0.5
 
 
 def test_a_run_that_cannot_but_diverge_says_so(tmp_path: Path, text: Path) -> None:
